@@ -1,0 +1,45 @@
+"""Shared by all tests: where real music is, and the rule that CI skips nothing."""
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def data_folder():
+    "The folder of real audio, or None."
+    for place in (os.environ.get("TIMBRE_PALETTE_DATA"), ROOT.parent / "shared" / "data"):
+        if place and (Path(place) / "music" / "test").is_dir():
+            return Path(place)
+    return None
+
+
+@pytest.fixture(scope="session")
+def songs():
+    "The test songs, real music."
+    folder = data_folder()
+    if folder is None:
+        pytest.skip("no real music here: set TIMBRE_PALETTE_DATA to a folder with music/test in it")
+    return sorted((folder / "music" / "test").iterdir())
+
+
+@pytest.fixture(scope="session")
+def command():
+    "The installed command, as a list."
+    path = Path(sys.executable).parent / "timbre-palette"
+    assert path.exists(), "the package is not installed in this environment: pip install -e '.[dev]'"
+    return [str(path)]
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped and os.environ.get("TIMBRE_PALETTE_NO_SKIPS"):
+        terminalreporter.section("skipped where nothing may be skipped", red=True)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("TIMBRE_PALETTE_NO_SKIPS") and reporter and reporter.stats.get("skipped") and exitstatus == 0:
+        session.exitstatus = 1
