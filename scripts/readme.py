@@ -1,8 +1,8 @@
-"""Write README.md from nbs/index.ipynb, without Quarto: `python scripts/readme.py [--check]`.
+"""Write README.md from nbs/index.ipynb, without Quarto: `python scripts/readme.py [--check | --figure]`.
 
 Markdown cells as they are, code cells fenced, followed by their text output. Links to notebooks
 and images are made to work from the repository's root. `--check` only compares, exit code 1 if
-README.md is not what the notebook says.
+README.md is not what the notebook says. `--figure` draws the picture at its top again.
 """
 import json
 import re
@@ -35,7 +35,23 @@ def render(notebook):
     return "<!-- written by scripts/readme.py from nbs/index.ipynb: edit that -->\n\n" + "\n\n".join(parts) + "\n"
 
 
+def draw():
+    "What each style changes in the demo clip."
+    from timbre_palette.enhance import enhance
+    from timbre_palette.figures import plot_spectra
+    from timbre_palette.synth import demo_clip
+
+    clip = demo_clip()
+    styles = {name: enhance(clip, 44100, name) for name in ("fullness", "warmth", "layeredness", "s33_a33_m33")}
+    figure = plot_spectra({"the dry clip": clip, **styles}, 44100)
+    figure.set_size_inches(9, 5)
+    (root / "nbs/images").mkdir(exist_ok=True)
+    figure.savefig(root / "nbs/images/styles.png", dpi=80)
+
+
 if __name__ == "__main__":
+    if "--figure" in sys.argv:
+        draw()
     wanted = render(json.loads((root / "nbs/index.ipynb").read_text(encoding="utf-8")))
     readme = root / "README.md"
     if "--check" in sys.argv:

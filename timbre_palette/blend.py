@@ -47,8 +47,11 @@ def parse_style(style):
 
 # %% ../nbs/28_blend.ipynb #style-name
 def style_name(weights):
-    "The name of a style by its percentages, as `s80_a10_m10`, without the axes at zero."
-    percent = normalise_style(weights) * 100
+    "The name of a style by its percentages, as `s80_a10_m10`, without the axes at zero; whole numbers where they say the same."
+    weights = normalise_style(weights)
+    percent = np.floor(100 * weights + 1e-6)
+    if not percent.any() or not np.allclose(normalise_style(percent), weights, atol=1e-6):
+        percent = 100 * weights
     return "_".join(f"{letter}{value:.4g}" for letter, value in zip(LETTERS, percent) if value > 0)
 
 # %% ../nbs/28_blend.ipynb #interpolate-styles

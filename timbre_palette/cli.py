@@ -73,12 +73,13 @@ def describe_enhanced(report):
     "Some lines for one enhanced file."
     lowered = f"   (lowered by {-report['gain_db']:.2f} dB for a true peak of -1 dBTP)" if report["gain_db"] else ""
     times = report["seconds"] / max(report["elapsed_s"], 1e-3)
+    memory = f", {report['peak_memory_mb']} MB at most" if report["peak_memory_mb"] else ""
     return "\n".join([f"{report['input']} -> {report['output']}",
                       f"  style   {report['style']} at {100 * report['amount']:g} %, {report['model']}",
                       f"  before  {_level(report['input_lufs'], report['input_dbtp'])}",
                       f"  after   {_level(report['output_lufs'], report['output_dbtp'])}{lowered}",
                       f"  {report['seconds']:.2f} s, {_channels(report['channels'])}, {report['sample_rate']} Hz, {report['format']}, "
-                      f"in {report['elapsed_s']:.1f} s ({times:.0f} times real time)", *_notes(report)])
+                      f"in {report['elapsed_s']:.1f} s ({times:.0f} times real time{memory})", *_notes(report)])
 
 def describe_inspected(report):
     "Some lines for one inspected file."

@@ -10,6 +10,7 @@ __all__ = ['MODELS', 'BIT_DEPTHS', 'CLOSEST', 'CEILING_DBTP', 'MARGIN_DB', 'CLIP
 import glob
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -92,6 +93,15 @@ def headroom_gain_db(peak_dbtp, subtype, clip="scale"):
     return CEILING_DBTP - MARGIN_DB - peak_dbtp
 
 # %% ../nbs/26_enhance.ipynb #enhance-file
+def _peak_memory_mb():
+    "Most memory this process has held, in MB; None where the system does not tell."
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3))
+
 def _finite(value, digits=3):
     "A level for a report: rounded, or None where there is none."
     return round(value, digits) if math.isfinite(value) else None
@@ -139,7 +149,7 @@ def enhance_file(source, destination, style="s80_a10_m10", amount=1.0, model="ds
             "frames": recording.frames, "seconds": round(recording.seconds, 3), "format": subtype,
             "input_lufs": _finite(loudness), "input_dbtp": _finite(peak), "output_lufs": _finite(loudness_after + gain_db),
             "output_dbtp": _finite(peak_after + gain_db), "gain_db": round(gain_db, 3), "warnings": notes,
-            "elapsed_s": round(time.perf_counter() - started, 3)}
+            "elapsed_s": round(time.perf_counter() - started, 3), "peak_memory_mb": _peak_memory_mb()}
 
 # %% ../nbs/26_enhance.ipynb #plan-outputs
 SUFFIXES = (*CONTAINERS, ".oga", ".opus", ".caf", ".au", ".w64", ".rf64", *AV_SUFFIXES)

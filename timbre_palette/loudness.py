@@ -25,7 +25,7 @@ def _cookbook_k(sample_rate):
     cosine, root = np.cos(omega), np.sqrt(a) * np.sin(omega) * np.sqrt(2)  # 2 √A α
     shelf = [a * (a + 1 + (a - 1) * cosine + root), -2 * a * (a - 1 + (a + 1) * cosine), a * (a + 1 + (a - 1) * cosine - root),
              a + 1 - (a - 1) * cosine + root, 2 * (a - 1 - (a + 1) * cosine), a + 1 - (a - 1) * cosine - root]
-    omega = 2 * np.pi * 38.0 / sample_rate
+    omega = 2 * np.pi * min(38.0, USABLE * sample_rate) / sample_rate
     cosine, alpha = np.cos(omega), np.sin(omega)
     high_pass = [(1 + cosine) / 2, -(1 + cosine), (1 + cosine) / 2, 1 + alpha, -2 * cosine, 1 - alpha]
     return np.array([shelf, high_pass])
@@ -37,7 +37,7 @@ def _itu_k(sample_rate):
     middle = high ** 0.499666774155
     shelf = [high + middle * k / q + k * k, 2 * (k * k - high), high - middle * k / q + k * k,
              1 + k / q + k * k, 2 * (k * k - 1), 1 - k / q + k * k]
-    k, q = np.tan(np.pi * 38.13547087613982 / sample_rate), 0.5003270373253953
+    k, q = np.tan(np.pi * min(38.13547087613982, USABLE * sample_rate) / sample_rate), 0.5003270373253953
     poles = np.array([1 + k / q + k * k, 2 * (k * k - 1), 1 - k / q + k * k])
     return np.array([shelf, [1, -2, 1, *(poles / poles[0])]])
 
@@ -96,9 +96,9 @@ def loudness_reference(x, sample_rate):
 # %% ../nbs/04_loudness.ipynb #integrated-loudness
 def _block_power(x, sample_rate, window_s, step, design):
     "Channel-weighted mean square of K-weighted blocks `(batch, blocks)`, float64."
-    weighted = _double(fft_filter(x, k_weighting_sos(sample_rate, design))) ** 2
-    weights = torch.as_tensor(channel_weights(x.shape[1]), device=weighted.device)
-    energy = torch.nn.functional.pad(torch.einsum("bct,c->bt", weighted, weights).cumsum(-1), (1, 0))
+    weighted = fft_filter(x, k_weighting_sos(sample_rate, design))
+    weights = torch.as_tensor(channel_weights(x.shape[1]), dtype=x.dtype, device=x.device)
+    energy = torch.nn.functional.pad(_double(torch.einsum("bct,c->bt", weighted.square(), weights)).cumsum(-1), (1, 0))
     starts, ends, length = _block_borders(x.shape[-1], sample_rate, window_s, step)
     return (energy[:, ends] - energy[:, starts]).clamp(min=0) / length
 

@@ -49,13 +49,17 @@ def stft_distance(output, target):
     return (stft_magnitude(output) - stft_magnitude(target)).abs().mean((-2, -1))
 
 # %% ../nbs/10_metrics.ipynb #average-spectrum
+def _density(samples, sample_rate):
+    "Welch's power density of samples `(channels, time)`: `(hz, density)`; clips under 256 samples are padded."
+    samples = np.pad(samples, ((0, 0), (0, max(0, 256 - samples.shape[-1]))))
+    return welch(samples, sample_rate, nperseg=min(samples.shape[-1], 16384), detrend=False, axis=-1)
+
 def average_spectrum(samples, sample_rate, octave=1 / 3):
     """Level in dB by frequency of samples `(channels, time)`: `(centres_hz, level_db)`, NumPy.
 
     The power in bands `octave` wide from 30 Hz to 0.45 of the rate, channels averaged; a full-scale sine reads −3 dB in its band.
     """
-    samples = np.pad(samples, ((0, 0), (0, max(0, 256 - samples.shape[-1]))))
-    hz, density = welch(samples, sample_rate, nperseg=min(samples.shape[-1], 16384), axis=-1)
+    hz, density = _density(samples, sample_rate)
     power = np.append(0, np.cumsum(density.mean(0)) * hz[1])
     centres = 30 * 2.0 ** np.arange(0, max(np.log2(0.45 * sample_rate / 30), octave), octave)
     edges = np.append(hz - hz[1] / 2, hz[-1])
@@ -67,8 +71,8 @@ BANDS = {"bass": (0, 250), "mids": (250, 4000), "highs": (4000, np.inf)}
 
 def band_energies(samples, sample_rate):
     "Share of the energy of samples `(channels, time)` below 250 Hz, from 250 Hz to 4 kHz, and above; a dictionary."
-    power = (np.abs(np.fft.rfft(samples)) ** 2).mean(0)
-    hz = np.fft.rfftfreq(samples.shape[-1], 1 / sample_rate)
+    hz, density = _density(samples, sample_rate)
+    power = density.mean(0)
     total = power.sum() or 1.0
     return {name: float(power[(hz >= low) & (hz < high)].sum() / total) for name, (low, high) in BANDS.items()}
 

@@ -1,0 +1,119 @@
+"""Checkpoints from every source, and hostile ones."""
+import json
+
+import pytest
+import torch
+
+from timbre_palette import checkpoint
+from timbre_palette.audio import PaletteError
+from timbre_palette.checkpoint import Pretrained
+from timbre_palette.model import ConditionalWaveUNet
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    model = ConditionalWaveUNet(width=4)
+    model.save_pretrained(tmp_path / "net", steps=3, licence="Apache-2.0")
+    return model, tmp_path / "net"
+
+
+@pytest.mark.parametrize("arguments", ({}, {"version": "v1"}, {"styles": 0}, {"styles": 5, "width": 8, "depth": 2}))
+def test_a_model_comes_back_as_it_was(tmp_path, arguments):
+    model = ConditionalWaveUNet(**arguments).eval()
+    model.save_pretrained(tmp_path)
+    again = Pretrained.from_pretrained(str(tmp_path))
+    style = torch.rand(arguments.get("styles", 3)) if arguments.get("styles", 3) else None
+    x = torch.randn(2, 1, 999)
+    assert again.arguments == model.arguments and torch.equal(again(x, style), model(x, style))
+
+
+def test_a_shipped_name(saved, monkeypatch):
+    model, folder = saved
+    monkeypatch.setattr(checkpoint, "WEIGHTS", folder.parent)
+    assert checkpoint.shipped() == ["net"]
+    assert torch.equal(ConditionalWaveUNet.from_pretrained("net").leave.weight, model.leave.weight)
+
+
+def test_a_hub_name(saved, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed (extra hub)")
+    model, folder = saved
+    asked = []
+
+    def fake(repository, revision=None, allow_patterns=None):
+        asked.append((repository, revision, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
+    assert torch.equal(Pretrained.from_pretrained("someone/net", revision="v1").leave.weight, model.leave.weight)
+    assert asked == [("someone/net", "v1", ["card.json", "model.safetensors"])]
+
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(PaletteError, match="someone/net"):
+        Pretrained.from_pretrained("someone/net")
+
+
+def test_pushing_saves_both_files(saved, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed (extra hub)")
+    model, _ = saved
+    calls = []
+
+    class Api:
+        def create_repo(self, repository, exist_ok):
+            calls.append(repository)
+
+        def upload_folder(self, repo_id, folder_path):
+            from pathlib import Path
+            calls.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    model.push_to_hub("someone/net")
+    assert calls == ["someone/net", ("someone/net", ["card.json", "model.safetensors"])]
+
+
+@pytest.mark.parametrize("edit", ({"class": "os.system"}, {"class": "Module"}, {"arguments": {"version": "v9"}}, {"arguments": {"width": 8}},
+                                  {"arguments": {"width": -1}}, {"arguments": {"unknown": 1}}, {"arguments": None}, {"class": None}))
+def test_an_altered_card_is_one_line(saved, edit):
+    _, folder = saved
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, **edit}))
+    with pytest.raises(PaletteError) as caught:
+        Pretrained.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_files_are_one_line(saved):
+    _, folder = saved
+    whole = (folder / "model.safetensors").read_bytes()
+    for data in (b"", whole[:1000], b"\xff" * 8 + whole[8:], whole[:-100]):
+        (folder / "model.safetensors").write_bytes(data)
+        with pytest.raises(PaletteError, match="damaged"):
+            Pretrained.from_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(whole)
+    for text in ("", "{", "[]", "null"):
+        (folder / "card.json").write_text(text)
+        with pytest.raises(PaletteError, match="damaged"):
+            Pretrained.from_pretrained(folder)
+    (folder / "card.json").unlink()
+    with pytest.raises(PaletteError, match="no card.json"):
+        Pretrained.from_pretrained(folder)
+
+
+def test_the_wrong_class_is_named(saved):
+    @checkpoint.register
+    class Another(Pretrained):
+        "Some other model."
+
+    with pytest.raises(PaletteError, match="ConditionalWaveUNet, not a Another"):
+        Another.from_pretrained(saved[1])
+
+
+def test_an_interrupted_save_is_not_a_checkpoint(tmp_path, monkeypatch):
+    model = ConditionalWaveUNet(width=4)
+    monkeypatch.setattr(checkpoint, "save_file", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())

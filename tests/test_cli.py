@@ -1,0 +1,264 @@
+"""The installed command, as a user runs it: real songs, hard cases, and every refusal."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+
+from timbre_palette.anchors import STYLES, palette_reference
+from timbre_palette.audio import read_audio, write_audio
+from timbre_palette.cli import main
+from timbre_palette.synth import demo_clip
+
+CLIP = demo_clip()[:, :60000]
+
+
+def call(capsys, *arguments):
+    "Exit code, output and error lines of a command, run in this process."
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err.splitlines()
+
+
+@pytest.fixture
+def song(tmp_path):
+    write_audio(tmp_path / "song.wav", CLIP, 44100)
+    return tmp_path / "song.wav"
+
+
+def fastest(command, times=5):
+    "Best wall time of a command in seconds."
+    best = np.inf
+    for _ in range(times):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def test_help_and_import_are_instant_and_without_torch(command):
+    seconds = fastest([*command, "--help"]), fastest([sys.executable, "-c", "import timbre_palette"])
+    print("help {:.3f} s, import {:.3f} s".format(*seconds))
+    assert max(seconds) < 0.5
+    check = "import sys, timbre_palette, timbre_palette.cli as cli; cli.main(['--help']); assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True, capture_output=True)
+
+
+def test_every_song_in_every_style_equals_the_reference(songs, tmp_path, command):
+    "Stereo and mono, from the command line, float output."
+    mono = tmp_path / "mono"
+    mono.mkdir()
+    for path in songs:
+        recording = read_audio(path)
+        write_audio(mono / f"{path.stem}.wav", recording.samples.mean(0, keepdims=True), recording.sample_rate, "FLOAT")
+    worst = 0.0
+    for source in (songs[0].parent, mono):
+        for style, corner in zip(STYLES, np.eye(3)):
+            done = subprocess.run([*command, "enhance", source, "-o", tmp_path / "out", "--style", style, "--format", "wav", "--bits", "float", "--json"],
+                                  capture_output=True, text=True, check=True)
+            reports = json.loads(done.stdout)
+            assert len(reports) == len(songs)
+            for report in reports:
+                before, after = read_audio(report["input"]), read_audio(report["output"])
+                assert (after.sample_rate, after.samples.shape) == (before.sample_rate, before.samples.shape)
+                worst = max(worst, np.abs(after.samples - palette_reference(before.samples, before.sample_rate, corner)).max())
+    print(f"largest difference to the reference {worst:.1e}")
+    assert worst < 1e-4
+
+
+def test_five_minutes_of_stereo(songs, tmp_path, command):
+    parts = [recording for recording in map(read_audio, songs) if recording.sample_rate == 44100]
+    music = np.concatenate([recording.samples for recording in parts], axis=1)[:, :300 * 44100]
+    assert music.shape == (2, 300 * 44100)
+    write_audio(tmp_path / "long.flac", music, 44100)
+    done = subprocess.run([*command, "enhance", tmp_path / "long.flac", "-o", tmp_path / "out.flac", "--style", "s33_a33_m33", "--json"],
+                          capture_output=True, text=True, check=True)
+    report, info = json.loads(done.stdout)[0], soundfile.info(tmp_path / "out.flac")
+    print(f"five minutes of stereo: {report['elapsed_s']} s, {report['peak_memory_mb']} MB")
+    assert (info.samplerate, info.channels, info.frames, info.subtype) == (44100, 2, 300 * 44100, "PCM_16")
+    assert report["output_dbtp"] <= -1 and report["peak_memory_mb"] < 4000
+
+
+REFUSED = ("missing", "folder as input", "text", "empty", "no channels", "no frames", "cut flac", "nan", "unknown style", "negative weight", "zero weights",
+           "amount above", "amount below", "amount nan", "amount word", "out is a folder", "out folder missing", "out below a file", "out unknown suffix",
+           "same file", "same file by link", "unknown model", "unknown bits", "bits beyond format", "unknown clip", "unknown device", "unknown format",
+           "empty folder", "no match", "mp3 rate")
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_are_one_line_and_leave_nothing(case, song, tmp_path, capsys):
+    out, extra, source = tmp_path / "out.wav", [], song
+    bad = tmp_path / "bad.wav"
+    wav = bytearray(song.read_bytes())
+    if case == "missing": source = tmp_path / "nowhere.wav"
+    elif case == "folder as input": (tmp_path / "sub.wav").mkdir(); source = tmp_path / "sub.wav"
+    elif case == "text": bad.write_text("these are words\n" * 50); source = bad
+    elif case == "empty": bad.write_bytes(b""); source = bad
+    elif case == "no channels": wav[22:24] = b"\0\0"; bad.write_bytes(wav); source = bad
+    elif case == "no frames": soundfile.write(bad, np.zeros((0, 2)), 44100); source = bad
+    elif case == "cut flac":
+        source = tmp_path / "cut.flac"
+        write_audio(source, CLIP, 44100)
+        source.write_bytes(source.read_bytes()[:-20000])
+    elif case == "nan": soundfile.write(bad, np.full((1000, 2), np.nan), 44100, "FLOAT"); source = bad
+    elif case == "unknown style": extra = ["--style", "loud"]
+    elif case == "negative weight": extra = ["--style", "s-20_a120"]
+    elif case == "zero weights": extra = ["--style", "s0_a0_m0"]
+    elif case == "amount above": extra = ["--amount", "1.01"]
+    elif case == "amount below": extra = ["--amount=-0.1"]
+    elif case == "amount nan": extra = ["--amount", "nan"]
+    elif case == "amount word": extra = ["--amount", "much"]
+    elif case == "out is a folder": out = tmp_path
+    elif case == "out folder missing": out = tmp_path / "no" / "out.wav"
+    elif case == "out below a file": out = song / "out.wav"
+    elif case == "out unknown suffix": out = tmp_path / "out.xyz"
+    elif case == "same file": out = song
+    elif case == "same file by link": out = tmp_path / "link.wav"; out.symlink_to(song)
+    elif case == "unknown model": extra = ["--model", "magic"]
+    elif case == "unknown bits": extra = ["--bits", "12"]
+    elif case == "bits beyond format": out = tmp_path / "out.flac"; extra = ["--bits", "float"]
+    elif case == "unknown clip": extra = ["--clip", "hard"]
+    elif case == "unknown device": extra = ["--device", "abacus"]
+    elif case == "unknown format": extra = ["--format", "wax"]
+    elif case == "empty folder": (tmp_path / "sub").mkdir(); source, out = tmp_path / "sub", tmp_path / "outs"
+    elif case == "no match": source, out = tmp_path / "*.aiff", tmp_path / "outs"
+    elif case == "mp3 rate":
+        write_audio(bad, CLIP, 96000)
+        source, out = bad, tmp_path / "out.mp3"
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, printed, errors = call(capsys, "enhance", source, "-o", out, *extra)
+    assert code == 2 and printed == "" and len(errors) == 1, (printed, errors)
+    assert errors[0].startswith("timbre-palette") and "Traceback" not in errors[0]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    if case == "mp3 rate":
+        assert "flac" in errors[0]
+
+
+def test_the_c_libraries_are_quiet(tmp_path, command):
+    "The MP3 decoder writes to file descriptor 2 by itself; a user sees our one line only."
+    write_audio(tmp_path / "song.mp3", CLIP, 44100)
+    (tmp_path / "head.mp3").write_bytes((tmp_path / "song.mp3").read_bytes()[:30])
+    done = subprocess.run([*command, "enhance", tmp_path / "head.mp3", "-o", tmp_path / "out.wav"], capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("timbre-palette: ")
+
+
+def test_a_place_that_may_not_be_written(song, capsys):
+    if os.geteuid() == 0:
+        folder = "/proc"  # root may write everywhere else
+    else:
+        folder = song.parent / "locked"
+        folder.mkdir(mode=0o500)
+    code, printed, errors = call(capsys, "enhance", song, "-o", f"{folder}/out.wav")
+    assert code == 2 and not printed and len(errors) == 1
+
+
+@pytest.mark.parametrize("name, samples, rate, suffix", (
+    ("silence", np.zeros((2, 50000)), 44100, ".wav"), ("a tenth of a second", CLIP[:, 9000:13410], 44100, ".wav"), ("one sample", CLIP[:, 9000:9001], 44100, ".wav"),
+    ("8 kHz mono", CLIP[:1], 8000, ".wav"), ("96 kHz six channels", np.tile(CLIP, (3, 1)), 96000, ".flac"), ("192 kHz", CLIP, 192000, ".wav"),
+    ("Ünïcode näme — with spaces ♫", CLIP, 48000, ".ogg"), ("-begins with a dash", CLIP, 48000, ".mp3"), ("hot", 8 * CLIP, 44100, ".aiff")))
+@pytest.mark.parametrize("style", ("fullness", "warmth", "layeredness", "s33_a33_m33"))
+def test_hard_cases_work(name, samples, rate, suffix, style, tmp_path, capsys):
+    source, out = tmp_path / f"{name}{suffix}", tmp_path / f"out {name}{suffix}"
+    write_audio(source, samples, rate, "FLOAT" if name == "hot" else None)
+    code, printed, errors = call(capsys, "enhance", source, "-o", out, "--style", style)
+    before, after = read_audio(source), read_audio(out)
+    assert code == 0 and not errors and after.samples.shape == before.samples.shape and after.sample_rate == rate
+    if name == "silence":
+        assert not after.samples.any() and "is silence" in printed
+    elif suffix in (".wav", ".flac"):
+        reference = palette_reference(before.samples, rate, {"s33_a33_m33": [1, 1, 1]}.get(style) or np.eye(3)[STYLES.index(style)])
+        gain = np.abs(after.samples).max() / np.abs(reference).max()
+        assert gain <= 1 + 1e-3 and np.abs(after.samples - gain * reference).max() < 2e-3
+
+
+def test_a_cut_song_is_enhanced_with_a_warning(tmp_path, capsys):
+    for suffix in (".mp3", ".ogg"):
+        source = tmp_path / f"song{suffix}"
+        write_audio(source, np.tile(CLIP, 4), 44100)
+        source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+        code, printed, errors = call(capsys, "enhance", source, "-o", tmp_path / "out.wav")
+        assert code == 0 and not errors and "cut short" in printed
+
+
+def test_integer_output_is_lowered_under_the_ceiling(tmp_path, capsys):
+    write_audio(tmp_path / "hot.wav", CLIP / np.abs(CLIP).max(), 44100)
+    for bits, clip, ceiling in (("16", "scale", -1), ("24", "scale", -1), ("float", "scale", 12), ("16", "none", 3)):
+        code, printed, _ = call(capsys, "enhance", tmp_path / "hot.wav", "-o", tmp_path / "out.wav", "-s", "layeredness", "--bits", bits, "--clip", clip, "--json")
+        report = json.loads(printed)[0]
+        assert code == 0 and (report["gain_db"] < 0) == (clip == "scale" and bits != "float")
+        code, printed, _ = call(capsys, "info", tmp_path / "out.wav", "--json")
+        measured = json.loads(printed)[0]
+        assert measured["dbtp"] <= ceiling
+        if clip == "scale":
+            assert abs(measured["dbtp"] - report["output_dbtp"]) < 0.02 and abs(measured["lufs"] - report["output_lufs"]) < 0.02
+
+
+def test_amount_zero_changes_no_bit(song, capsys):
+    code, _, _ = call(capsys, "enhance", song, "-o", song.parent / "same.wav", "--amount", "0", "--clip", "none")
+    assert code == 0 and np.array_equal(read_audio(song).samples, read_audio(song.parent / "same.wav").samples)
+
+
+def test_a_folder_goes_on_after_a_bad_file(tmp_path, capsys):
+    album = tmp_path / "album"
+    (album / "disc 2").mkdir(parents=True)
+    for name in ("a.wav", "disc 2/b.flac", "c.mp3"):
+        write_audio(album / name, CLIP, 44100, tags={"title": name})
+    (album / "broken.ogg").write_text("no")
+    (album / "notes.txt").write_text("not audio, not touched")
+    code, printed, errors = call(capsys, "enhance", album, "-o", album / "enhanced", "--style", "warmth")
+    assert code == 2 and len(errors) == 2 and "broken.ogg" in errors[0] and "1 of 4" in errors[1]
+    made = sorted(path.relative_to(album / "enhanced").as_posix() for path in (album / "enhanced").rglob("*.*"))
+    assert made == ["a.wav", "c.mp3", "disc 2/b.flac"]
+    assert read_audio(album / "enhanced" / "disc 2" / "b.flac").tags["title"] == "disc 2/b.flac"
+    code, printed, errors = call(capsys, "enhance", album, "-o", album / "enhanced", "--style", "warmth")  # again: results are not songs
+    assert "1 of 4" in errors[1]
+
+
+def test_two_results_of_one_name_are_refused(tmp_path, capsys):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        write_audio(tmp_path / folder / "song.wav", CLIP, 44100)
+    code, _, errors = call(capsys, "enhance", tmp_path / "x/song.wav", tmp_path / "y/song.wav", "-o", tmp_path / "out")
+    assert code == 2 and len(errors) == 1 and not (tmp_path / "out").exists()
+
+
+def test_in_place_with_overwrite(song, capsys):
+    before = read_audio(song)
+    code, _, _ = call(capsys, "enhance", song, "-o", song, "--overwrite")
+    after = read_audio(song)
+    assert code == 0 and after.samples.shape == before.samples.shape and not np.array_equal(after.samples, before.samples)
+
+
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
+def test_a_polite_kill_leaves_no_partial_file(tmp_path, command, number):
+    write_audio(tmp_path / "long.wav", np.tile(demo_clip(), 12), 44100)
+    for wait in (1.0, 3.0, 4.0):
+        process = subprocess.Popen([*command, "enhance", tmp_path / "long.wav", "-o", tmp_path / "out.wav"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        time.sleep(wait)
+        process.send_signal(number)
+        errors = process.communicate()[1]
+        assert process.returncode in (0, 130) or wait < 2, errors
+        assert not list(tmp_path.glob(".*")) and "Traceback" not in errors
+        if (tmp_path / "out.wav").exists():
+            assert read_audio(tmp_path / "out.wav").frames == 12 * demo_clip().shape[1]
+            (tmp_path / "out.wav").unlink()
+
+
+def test_demo_without_torchaudio(tmp_path):
+    "Nothing on the main path may need torchaudio, which often cannot be imported."
+    code = f"import sys; sys.modules['torchaudio'] = None; from timbre_palette.cli import main; sys.exit(main(['demo', '-o', {str(tmp_path / 'demo')!r}]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.suffix for path in (tmp_path / "demo").iterdir()) == [".html", ".png", *[".wav"] * 7]
+
+
+def test_info_in_words(song, capsys):
+    code, printed, _ = call(capsys, "info", song)
+    assert code == 0 and all(word in printed for word in ("stereo", "44100 Hz", "LUFS", "dBTP", "bass", "octave"))
+    code, printed, errors = call(capsys, "info", song.parent / "nowhere.wav", song)
+    assert code == 2 and "LUFS" in printed and len(errors) == 2
