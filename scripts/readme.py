@@ -1,6 +1,6 @@
 """Write README.md from nbs/index.ipynb, without Quarto: `python scripts/readme.py [--check | --figure]`.
 
-Markdown cells as they are, code cells fenced, followed by their text output. Links to notebooks
+Markdown cells as they are, code cells in a row as one fenced block, then their text output. Links to notebooks
 and images are made to work from the repository's root. `--check` only compares, exit code 1 if
 README.md is not what the notebook says. `--figure` draws the picture at its top again.
 """
@@ -23,16 +23,19 @@ def output_text(output):
 
 
 def render(notebook):
-    "The notebook as Markdown."
-    parts = []
-    for cell in notebook["cells"]:
+    "The notebook as Markdown; code cells in a row become one block."
+    parts, code = [], []
+    for cell in [*notebook["cells"], {"cell_type": "markdown", "source": ""}]:
         source = text(cell["source"]).rstrip()
         if cell["cell_type"] == "code":
-            shown = "\n".join(filter(None, map(output_text, cell["outputs"])))
-            parts += [f"```python\n{source}\n```"] + ([f"```\n{shown}\n```"] if shown else [])
-        else:
-            parts.append(re.sub(r"\]\(([\w./]+\.(?:ipynb|png))\)", r"](nbs/\1)", source))
-    return "<!-- written by scripts/readme.py from nbs/index.ipynb: edit that -->\n\n" + "\n\n".join(parts) + "\n"
+            code.append((source, "\n".join(filter(None, map(output_text, cell["outputs"])))))
+            continue
+        if code:
+            parts.append("```python\n" + "\n\n".join(source for source, _ in code) + "\n```")
+            parts += [f"```\n{shown}\n```" for _, shown in code if shown]
+            code = []
+        parts.append(re.sub(r"\]\(([\w./]+\.(?:ipynb|png))\)", r"](nbs/\1)", source))
+    return "<!-- written by scripts/readme.py from nbs/index.ipynb: edit that -->\n\n" + "\n\n".join(filter(None, parts)) + "\n"
 
 
 def draw():

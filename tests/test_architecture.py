@@ -112,3 +112,10 @@ def test_the_named_packages_are_declared():
     settings = (ROOT / "settings.ini").read_text(encoding="utf-8")
     for name in "nbdev torch torchaudio librosa matplotlib ipywidgets pyloudnorm scipy soundfile pytest".split():
         assert re.search(rf"requirements = .*\b{name}\b", settings), name
+
+
+def test_every_notebook_stands_in_the_sidebar():
+    sidebar = (ROOT / "_quarto.yml").read_text(encoding="utf-8")
+    assert (NOTEBOOKS / "_quarto.yml").is_symlink() and (NOTEBOOKS / "_quarto.yml").resolve() == ROOT / "_quarto.yml"
+    listed = re.findall(r"[\w/]+\.ipynb", sidebar)
+    assert sorted(listed) == sorted(path.relative_to(NOTEBOOKS).as_posix() for path in notebooks())
