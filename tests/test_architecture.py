@@ -26,15 +26,24 @@ def modules():
 
 
 def imported_rooms(path):
-    "Rooms of the package that a module imports, anywhere in it."
+    "Rooms of the package that a module imports, relatively (as nbdev writes it) or by the full name, anywhere in it."
+    package = path.relative_to(ROOT).parts[:-1]
     rooms = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("timbre_palette"):
-            rest = node.module.split(".")[1:]
-            rooms |= {rest[0]} if rest else {name.name for name in node.names}
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            base = [*start, *(node.module.split(".") if node.module else ())]
+            names = [base] if len(base) > 1 else [[*base, name.name] for name in node.names]
         elif isinstance(node, ast.Import):
-            rooms |= {name.name.split(".")[1] for name in node.names if name.name.startswith("timbre_palette.")}
+            names = [name.name.split(".") for name in node.names]
+        rooms |= {parts[1] for parts in names if parts[0] == "timbre_palette" and len(parts) > 1}
     return rooms
+
+
+def test_imports_are_seen():
+    assert {"anchors", "audio", "blend", "loudness"} <= imported_rooms(PACKAGE / "enhance.py")
+    assert {"enhance", "demo"} <= imported_rooms(PACKAGE / "cli.py")  # late ones too
 
 
 @pytest.mark.parametrize("room, path", modules(), ids=lambda value: value if isinstance(value, str) else "")
@@ -59,7 +68,7 @@ def test_modules_are_free_of_what_users_do_not_need(room, path):
     tops = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            tops |= {node.module.split(".")[0]} if isinstance(node, ast.ImportFrom) else {name.name.split(".")[0] for name in node.names}
+            tops |= {(node.module or "").split(".")[0]} if isinstance(node, ast.ImportFrom) else {name.name.split(".")[0] for name in node.names}
     assert not tops & {"fastcore", "nbdev", "torchaudio", "librosa", "ipywidgets", "IPython", "huggingface_hub", "av"}
 
 

@@ -227,6 +227,17 @@ def test_two_results_of_one_name_are_refused(tmp_path, capsys):
     assert code == 2 and len(errors) == 1 and not (tmp_path / "out").exists()
 
 
+def test_nothing_is_made_when_everything_fails(tmp_path, capsys, monkeypatch):
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_text("no")
+    code, _, errors = call(capsys, "enhance", tmp_path / "a.wav", tmp_path / "b.wav", "-o", tmp_path / "out")
+    assert code == 2 and len(errors) == 3 and sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "b.wav"]
+    write_audio(tmp_path / "song.wav", CLIP, 44100)
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = call(capsys, "enhance", "song.wav", "-o", "./no/out.wav")
+    assert code == 2 and len(errors) == 1 and not (tmp_path / "no").exists()
+
+
 def test_in_place_with_overwrite(song, capsys):
     before = read_audio(song)
     code, _, _ = call(capsys, "enhance", song, "-o", song, "--overwrite")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AV_SUFFIXES', 'BLOCK', 'TAGS', 'PCM', 'CONTAINERS', 'WAV_BYTES', 'PaletteError', 'db_to_gain', 'gain_to_db',
-           'Recording', 'read_audio', 'atomic_path', 'Container', 'check_output', 'write_audio', 'resample', 'peak_db',
-           'rms_db']
+           'Recording', 'read_audio', 'atomic_path', 'made_folder', 'Container', 'check_output', 'write_audio',
+           'resample', 'peak_db', 'rms_db']
 
 # %% ../nbs/00_audio.ipynb #imports
 import os
@@ -183,6 +183,27 @@ def atomic_path(path):
         raise PaletteError(f"{path}: cannot be written ({error.strerror or _one_line(error)})") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+# %% ../nbs/00_audio.ipynb #made-folder
+@contextmanager
+def made_folder(path):
+    """Makes the folder `path` and those above it where they are missing; if the block fails, removes what it made.
+
+    Raises `PaletteError` where the operating system refuses.
+    """
+    path = Path(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PaletteError(f"{path}: cannot make this folder ({error.strerror}); choose another") from None
+    try:
+        yield path
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # it holds somebody else's file by now
+                folder.rmdir()
+        raise
 
 # %% ../nbs/00_audio.ipynb #containers
 @dataclass(frozen=True)

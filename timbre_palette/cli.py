@@ -12,6 +12,8 @@ import json
 import os
 import signal
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 import timbre_palette
 
@@ -115,7 +117,7 @@ def run_enhance(options):
     "`timbre-palette enhance`."
     from tqdm import tqdm
     from timbre_palette.anchors import stage_strengths
-    from timbre_palette.audio import CONTAINERS, PaletteError
+    from timbre_palette.audio import CONTAINERS, PaletteError, made_folder
     from timbre_palette.blend import parse_style
     from timbre_palette.enhance import enhance_file, plan_outputs
     stage_strengths(parse_style(options.style), options.amount)
@@ -123,7 +125,6 @@ def run_enhance(options):
     if suffix and suffix not in CONTAINERS:
         raise PaletteError(f"unknown format {options.format!r}; use {', '.join(name[1:] for name in CONTAINERS)}")
     plan = plan_outputs(options.input, options.out, suffix)
-    several = len(plan) > 1 or str(plan[0][1]) != options.out
 
     with tqdm(total=100 * len(plan), unit="%", leave=False, disable=None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
         def work(job):
@@ -138,11 +139,11 @@ def run_enhance(options):
                 bar.n = int(base + low + fraction * (high - low))
                 bar.refresh()
 
-            if several:
-                destination.parent.mkdir(parents=True, exist_ok=True)
+            one = destination == Path(options.out)  # a file that was named must have its folder already
             try:
-                return enhance_file(source, destination, options.style, options.amount, options.model, options.bits, options.clip,
-                                    options.overwrite, options.device, progress)
+                with nullcontext() if one else made_folder(destination.parent):
+                    return enhance_file(source, destination, options.style, options.amount, options.model, options.bits, options.clip,
+                                        options.overwrite, options.device, progress)
             finally:
                 bar.clear()
         return _each(plan, work, describe_enhanced, options.json)

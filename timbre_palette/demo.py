@@ -7,12 +7,10 @@ __all__ = ['PAGE', 'ROW', 'WHAT', 'demo_page', 'make_demo']
 
 # %% ../nbs/43_demo.ipynb #imports
 import html
-from pathlib import Path
 
 import numpy as np
 
-from .anchors import STYLES
-from .audio import PaletteError, atomic_path, db_to_gain, write_audio
+from .audio import atomic_path, db_to_gain, made_folder, write_audio
 from .blend import PRESETS
 from .enhance import enhance, headroom_gain_db, measure
 from .figures import plot_spectra
@@ -69,24 +67,20 @@ def make_demo(folder, sample_rate=44100, progress=None):
     Returns the path of the page. `progress(done, total)` counts versions. Raises `PaletteError`
     if the folder cannot be made or written to.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise PaletteError(f"{folder}: cannot make this folder ({error.strerror}); choose another with --out") from None
-    dry = demo_clip(sample_rate)
-    rendered, versions = {"dry": dry}, []
-    for number, (name, what) in enumerate({"dry": "the clip as it was played", **WHAT}.items()):
-        samples = rendered.setdefault(name, dry if name == "dry" else enhance(dry, sample_rate, name))
-        lufs, dbtp = measure(samples, sample_rate)
-        gain_db = headroom_gain_db(dbtp, "PCM_16")
-        file = f"{number}_{name}.wav"
-        write_audio(folder / file, samples * np.float32(db_to_gain(gain_db)), sample_rate)
-        versions.append({"name": name, "what": what, "file": file, "lufs": lufs + gain_db, "dbtp": dbtp + gain_db})
-        if progress:
-            progress(number + 1, len(WHAT) + 1)
-    with atomic_path(folder / "spectra.png") as temporary:
-        plot_spectra(rendered, sample_rate).savefig(temporary, format="png")
-    with atomic_path(folder / "index.html") as temporary:
-        temporary.write_text(demo_page(versions), encoding="utf-8")
+    with made_folder(folder) as folder:
+        dry = demo_clip(sample_rate)
+        rendered, versions = {}, []
+        for number, (name, what) in enumerate({"dry": "the clip as it was played", **WHAT}.items()):
+            samples = rendered[name] = dry if name == "dry" else enhance(dry, sample_rate, name)
+            lufs, dbtp = measure(samples, sample_rate)
+            gain_db = headroom_gain_db(dbtp, "PCM_16")
+            file = f"{number}_{name}.wav"
+            write_audio(folder / file, samples * np.float32(db_to_gain(gain_db)), sample_rate)
+            versions.append({"name": name, "what": what, "file": file, "lufs": lufs + gain_db, "dbtp": dbtp + gain_db})
+            if progress:
+                progress(number + 1, len(WHAT) + 1)
+        with atomic_path(folder / "spectra.png") as temporary:
+            plot_spectra(rendered, sample_rate).savefig(temporary, format="png")
+        with atomic_path(folder / "index.html") as temporary:
+            temporary.write_text(demo_page(versions), encoding="utf-8")
     return folder / "index.html"

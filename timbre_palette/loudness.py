@@ -7,7 +7,6 @@ __all__ = ['K_DESIGNS', 'LAYOUTS', 'BLOCK_S', 'OFFSET_DB', 'k_weighting_sos', 'c
            'integrated_loudness', 'running_loudness', 'true_peak_db']
 
 # %% ../nbs/04_loudness.ipynb #imports
-import math
 import warnings
 
 import numpy as np
@@ -15,7 +14,7 @@ import pyloudnorm
 import torch
 from scipy.signal import sosfilt
 
-from .filters import USABLE, _double, fft_filter
+from .filters import USABLE, as_double, fft_filter
 
 # %% ../nbs/04_loudness.ipynb #k-weighting-sos
 def _cookbook_k(sample_rate):
@@ -98,7 +97,7 @@ def _block_power(x, sample_rate, window_s, step, design):
     "Channel-weighted mean square of K-weighted blocks `(batch, blocks)`, float64."
     weighted = fft_filter(x, k_weighting_sos(sample_rate, design))
     weights = torch.as_tensor(channel_weights(x.shape[1]), dtype=x.dtype, device=x.device)
-    energy = torch.nn.functional.pad(_double(torch.einsum("bct,c->bt", weighted.square(), weights)).cumsum(-1), (1, 0))
+    energy = torch.nn.functional.pad(as_double(torch.einsum("bct,c->bt", weighted.square(), weights)).cumsum(-1), (1, 0))
     starts, ends, length = _block_borders(x.shape[-1], sample_rate, window_s, step)
     return (energy[:, ends] - energy[:, starts]).clamp(min=0) / length
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy.signal import welch
 
+from .filters import as_double
 from .losses import stft_magnitude
 
 # %% ../nbs/10_metrics.ipynb #si-snr
@@ -27,7 +28,7 @@ def si_snr(output, target):
 
     Zero-mean, in float64. Infinite for a perfect output; does not see gain or polarity.
     """
-    output, target = (signal.double() - signal.double().mean(-1, keepdim=True) for signal in (output, target))
+    output, target = (signal - signal.mean(-1, keepdim=True) for signal in map(as_double, (output, target)))
     along = _projection(output, target)
     return _energy_ratio_db(along, output - along)
 
@@ -37,7 +38,7 @@ def sd_sdr(output, target):
 
     In float64. Unlike SI-SNR it pays for a wrong gain, offset or polarity.
     """
-    output, target = output.double(), target.double()
+    output, target = as_double(output), as_double(target)
     return _energy_ratio_db(_projection(output, target), output - target)
 
 # %% ../nbs/10_metrics.ipynb #stft-distance

@@ -1,0 +1,38 @@
+"""Everything batched runs on any device. Without a GPU, fake tensors tell whether two devices would meet in one operation."""
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from timbre_palette import filters
+from timbre_palette.anchors import STAGES, palette
+from timbre_palette.blend import crossfade
+from timbre_palette.losses import StableLoss
+from timbre_palette.loudness import integrated_loudness, running_loudness, true_peak_db
+from timbre_palette.metrics import sd_sdr, si_snr, stft_distance
+
+STRENGTH = torch.tensor([0.3, 0.5])
+OPERATIONS = {
+    **{stage.__name__: lambda x, stage=stage: stage(x, 44100, STRENGTH) for stage in STAGES["exact"]},
+    "palette": lambda x: palette(x, 44100, [1, 1, 1], 0.5),
+    "crossfade": lambda x: crossfade(x, 44100, [1, 1, 1], 0.5),
+    "integrated_loudness": lambda x: integrated_loudness(x, 44100),
+    "running_loudness": lambda x: running_loudness(x, 44100, 0.4),
+    "true_peak_db": true_peak_db,
+    "StableLoss": lambda x: StableLoss().to(x.device)(x, x),
+    "si_snr": lambda x: si_snr(x, x), "sd_sdr": lambda x: sd_sdr(x, x), "stft_distance": lambda x: stft_distance(x, x),
+    "peaking with learned gains": lambda x: filters.fft_filter(x, filters.peaking(44100, 150.0, torch.ones(2, device=x.device), 1.0)),
+    "sos_recursion": lambda x: filters.sos_recursion(x, filters.peaking_sos(44100, 150, 7, 1.0))[0],
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_no_two_devices_meet(name, monkeypatch):
+    monkeypatch.setattr(filters, "decay_frames", lambda sos: 3000)  # fake tensors have no values to decide by
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(2, 2, 20000, device="cuda")
+        assert OPERATIONS[name](x).device.type == "cuda"
+
+
+def test_the_check_can_fail():
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(RuntimeError, match="device"):
+        torch.ones(3, device="cuda") + torch.ones(3)
