@@ -9,6 +9,11 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 
+# Links that work in the repository have to work on a package index too.
+readme = (here / "README.md").read_text(encoding="utf-8")
+readme = readme.replace("](nbs/images/", f"]({settings['git_url']}/raw/{settings['branch']}/nbs/images/")
+readme = readme.replace("](nbs/", f"]({settings['git_url']}/blob/{settings['branch']}/nbs/")
+
 suffix = "_requirements"
 extras = {key.removesuffix(suffix): value.split() for key, value in settings.items() if key.endswith(suffix)}
 
@@ -16,7 +21,7 @@ setup(
     name=settings["lib_name"],
     version=settings["version"],
     description=settings["description"],
-    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description=readme,
     long_description_content_type="text/markdown",
     keywords=settings["keywords"],
     author=settings["author"],

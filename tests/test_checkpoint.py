@@ -1,5 +1,7 @@
 """Checkpoints from every source, and hostile ones."""
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -111,9 +113,37 @@ def test_the_wrong_class_is_named(saved):
         Another.from_pretrained(saved[1])
 
 
-def test_an_interrupted_save_is_not_a_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("before", (False, True), ids=("first save", "saving again"))
+def test_an_interrupted_save_is_not_a_checkpoint(tmp_path, monkeypatch, before):
     model = ConditionalWaveUNet(width=4)
-    monkeypatch.setattr(checkpoint, "save_file", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    if before:
+        model.save_pretrained(tmp_path)
+    monkeypatch.setattr(checkpoint.json, "dumps", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         model.save_pretrained(tmp_path)
-    assert not list(tmp_path.iterdir())
+    if not before:
+        assert not list(tmp_path.iterdir())
+    else:
+        ConditionalWaveUNet.from_pretrained(tmp_path)  # the old one, untouched
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoint.Path, "write_text", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model.save_pretrained(tmp_path)
+    with pytest.raises(PaletteError, match="no card.json"):
+        ConditionalWaveUNet.from_pretrained(tmp_path)
+
+
+def test_a_fresh_process_finds_the_class(saved):
+    code = f"from timbre_palette.checkpoint import Pretrained; print(type(Pretrained.from_pretrained({str(saved[1])!r})).__name__)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "ConditionalWaveUNet"
+
+
+def test_styles_that_do_not_fit_are_one_line():
+    model, x = ConditionalWaveUNet(width=4), torch.zeros(2, 1, 100)
+    for style in (1.0, [1, 0], [[1, 0, 0]] * 3, None):
+        with pytest.raises(PaletteError):
+            model(x, style)
+    with pytest.raises(PaletteError):
+        ConditionalWaveUNet(width=4, styles=0)(x, [1, 0, 0])
+    with pytest.raises(PaletteError, match="v1, v2"):
+        ConditionalWaveUNet("v3")

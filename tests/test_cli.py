@@ -245,19 +245,72 @@ def test_in_place_with_overwrite(song, capsys):
     assert code == 0 and after.samples.shape == before.samples.shape and not np.array_equal(after.samples, before.samples)
 
 
+def test_a_wrong_setting_on_a_folder_is_still_one_line(songs, tmp_path, capsys):
+    for wrong in (["--model", "magic"], ["--bits", "12"], ["--clip", "hard"], ["--device", "abacus"], ["--style", "loud"], ["--amount", "2"]):
+        code, printed, errors = call(capsys, "enhance", songs[0].parent, "-o", tmp_path / "out", *wrong)
+        assert code == 2 and not printed and len(errors) == 1 and not (tmp_path / "out").exists()
+    code, printed, errors = call(capsys, "enhance", songs[0].parent, "-o", "/proc/out")
+    assert code == 2 and not printed and len(errors) == 1
+
+
+def test_results_beside_or_above_the_input_folder(tmp_path, capsys):
+    (tmp_path / "album").mkdir()
+    write_audio(tmp_path / "album" / "song.wav", CLIP, 44100)
+    code, _, errors = call(capsys, "enhance", tmp_path / "album", "-o", tmp_path / "album")
+    assert code == 2 and len(errors) == 1 and "--overwrite" in errors[0]
+    code, _, errors = call(capsys, "enhance", tmp_path / "album", "-o", tmp_path)
+    assert code == 0 and (tmp_path / "song.wav").is_file()
+    code, _, errors = call(capsys, "enhance", tmp_path / "album", "-o", tmp_path / "album", "--overwrite")
+    assert code == 0 and not np.array_equal(read_audio(tmp_path / "album" / "song.wav").samples, read_audio(tmp_path / "song.wav").samples * 0 + 1)
+
+
+def test_impossible_names_are_one_line(song, tmp_path, capsys):
+    long = "x" * 300 + ".wav"
+    for source, out in ((song, tmp_path / long), (tmp_path / long, tmp_path / "out.wav"), (tmp_path / "two\nlines.wav", tmp_path / "out.wav")):
+        code, printed, errors = call(capsys, "enhance", source, "-o", out)
+        assert code == 2 and not printed and len(errors) == 1
+    code, printed, errors = call(capsys, "info", tmp_path / long)
+    assert code == 2 and not printed and len(errors) == 1
+
+
+def test_too_little_memory_is_one_line(tmp_path):
+    "Under a limit that lets torch start but not a long song through."
+    write_audio(tmp_path / "long.wav", np.tile(CLIP, 300), 44100)
+    code = ("import resource, sys, torch; torch.set_num_threads(1); import timbre_palette.enhance; from timbre_palette.cli import main\n"
+            "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+            "resource.setrlimit(resource.RLIMIT_AS, (used + 600_000_000,) * 2)\n"
+            f"sys.exit(main(['enhance', {str(tmp_path / 'long.wav')!r}, '-o', {str(tmp_path / 'out.wav')!r}]))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "not enough memory" in done.stderr, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["long.wav"]
+
+
 @pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
 def test_a_polite_kill_leaves_no_partial_file(tmp_path, command, number):
-    write_audio(tmp_path / "long.wav", np.tile(demo_clip(), 12), 44100)
-    for wait in (1.0, 3.0, 4.0):
+    "Once while it works, and then at the moment the temporary file exists, which takes a few tries to hit."
+    write_audio(tmp_path / "long.wav", np.tile(demo_clip(), 25), 44100)
+    expected = 25 * demo_clip().shape[1]
+
+    def run(ready):
+        "Start, send the signal when `ready`, and look at what is left."
         process = subprocess.Popen([*command, "enhance", tmp_path / "long.wav", "-o", tmp_path / "out.wav"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        time.sleep(wait)
+        while process.poll() is None and not ready(process):
+            time.sleep(0.001)
         process.send_signal(number)
         errors = process.communicate()[1]
-        assert process.returncode in (0, 130) or wait < 2, errors
-        assert not list(tmp_path.glob(".*")) and "Traceback" not in errors
-        if (tmp_path / "out.wav").exists():
-            assert read_audio(tmp_path / "out.wav").frames == 12 * demo_clip().shape[1]
+        assert process.returncode in (0, 130) and "Traceback" not in errors and not list(tmp_path.glob(".*")), errors
+        assert (process.returncode == 0) == (tmp_path / "out.wav").exists()
+        if process.returncode == 0:
+            assert read_audio(tmp_path / "out.wav").frames == expected
             (tmp_path / "out.wav").unlink()
+        return process.returncode == 130
+
+    def has_torch(process):
+        "The work has begun: torch is mapped into the process."
+        return "libtorch" in open(f"/proc/{process.pid}/maps").read()
+
+    assert run(has_torch)
+    assert any(run(lambda process: list(tmp_path.glob(".*.part"))) for _ in range(8))
 
 
 def test_demo_without_torchaudio(tmp_path):

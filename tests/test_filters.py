@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy.signal import butter, sosfilt
 
+from timbre_palette.audio import PaletteError
 from timbre_palette.filters import (bandpass_sos, decay_frames, fft_filter, peaking, peaking_sos, sos_recursion, spectral_tilt, tilt_gain_db,
                                     tilt_reference)
 
@@ -89,5 +90,5 @@ def test_filters_out_of_reach_do_what_is_defined():
     assert np.allclose(bandpass_sos(8000, 250, 4000), butter(4, 250, "high", fs=8000, output="sos"))
     x = torch.tensor(noise(1, 1, 500))
     assert not fft_filter(x, bandpass_sos(500, 250, 4000)).any()
-    with pytest.raises(ValueError, match="does not decay"):
+    with pytest.raises(PaletteError, match="does not decay"):
         decay_frames(np.array([[1, 0, 0, 1, -2, 1.0]]))

@@ -4,6 +4,7 @@ import pyloudnorm
 import pytest
 import torch
 
+from timbre_palette.audio import PaletteError
 from timbre_palette.loudness import channel_weights, integrated_loudness, k_weighting_sos, loudness_reference, running_loudness, true_peak_db
 
 RATES = (8000, 16000, 22050, 44100, 48000, 88200, 96000, 192000)
@@ -93,7 +94,7 @@ def test_pyloudnorm_at_every_rate(rate):
     assert abs(integrated_loudness(batch(samples), rate).item() - theirs) < 1e-3
 
 
-@pytest.mark.parametrize("channels", (1, 3, 5, 6, 8, 12))
+@pytest.mark.parametrize("channels", (1, 2, 3, 4, 5, 6, 7, 8, 12))
 @pytest.mark.parametrize("seconds", (1 / 48000, 0.1, 0.399, 0.4, 0.6, 2.0))
 def test_torch_and_reference_agree_where_pyloudnorm_ends(channels, seconds):
     samples = np.random.default_rng(0).standard_normal((channels, max(1, round(seconds * 48000)))) * 0.1
@@ -117,6 +118,24 @@ def test_absurd_rates_and_silence_are_defined():
     assert integrated_loudness(batch(stereo((-80, 2))), 48000).item() == -np.inf
     assert true_peak_db(torch.zeros(1, 2, 100)).item() == -np.inf
     assert channel_weights(1).tolist() == [1]
+
+
+def test_every_running_reading_covers_its_whole_window():
+    for seconds in (1.06, 3.0, 3.04, 3.09):
+        readings = running_loudness(batch(stereo((-20, seconds))), 48000, 0.4)[0]
+        assert (readings + 20).abs().max() < 0.1 and len(readings) == int((seconds - 0.4) / 0.1 + 1e-9) + 1
+
+
+@pytest.mark.parametrize("seconds", (0.1, 0.399, 0.4, 3.0))
+def test_silence_has_finite_gradients(seconds):
+    x = torch.zeros(2, 2, int(seconds * 48000), requires_grad=True)
+    integrated_loudness(x, 48000).nan_to_num(neginf=0.0).sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_unknown_weighting_is_named():
+    with pytest.raises(PaletteError, match="pyloudnorm or itu"):
+        k_weighting_sos(48000, "A")
 
 
 def test_gradient_is_that_of_the_gain():

@@ -22,12 +22,16 @@ from .loudness import integrated_loudness, loudness_reference
 # %% ../nbs/06_anchors.ipynb #normalise-style
 STYLES = ("fullness", "warmth", "layeredness")
 
+def _as_array(values):
+    "Numbers or a tensor as float64 NumPy."
+    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64)
+
 def normalise_style(weights):
     """Weights `(..., 3)` of fullness, warmth and layeredness, scaled to sum to one, as float64.
 
     Raises `PaletteError` if there are not three, one is negative or not finite, or all are zero.
     """
-    weights = np.asarray(torch.as_tensor(weights).cpu() if isinstance(weights, torch.Tensor) else weights, np.float64)
+    weights = _as_array(weights)
     if weights.shape[-1:] != (len(STYLES),):
         raise PaletteError(f"a style has three weights ({', '.join(STYLES)}), not the shape {weights.shape}")
     if not np.isfinite(weights).all() or (weights < 0).any():
@@ -43,7 +47,7 @@ def stage_strengths(weights, amount=1.0):
 
     `amount` is a number or an array `(batch,)`. Raises `PaletteError` as `normalise_style`, or if it is outside 0 to 1.
     """
-    amount = np.asarray(torch.as_tensor(amount).cpu() if isinstance(amount, torch.Tensor) else amount, np.float64)
+    amount = _as_array(amount)
     if not ((amount >= 0) & (amount <= 1)).all():
         raise PaletteError(f"amount must lie between 0 and 1, not {amount.tolist()}")
     return normalise_style(weights) * amount[..., None]
@@ -64,12 +68,16 @@ def _per_item(strength, x):
     "A strength, a number or one an item, as `(batch, 1, 1)` like `x`."
     return torch.as_tensor(strength, dtype=x.dtype, device=x.device).expand(x.shape[0]).reshape(-1, 1, 1)
 
+def _unless_zero(strength, x, y):
+    "`y`, but exactly `x` where the strength is 0; its gradients are those of `y` everywhere."
+    return torch.where(strength == 0, x.detach() + (y - y.detach()), y)
+
 def fullness(x, sample_rate, strength=1.0):
     "Fullness of `x` `(batch, channels, time)`; `strength` 0 to 1, a number or `(batch,)` (paper, algorithm 1)."
     s = _per_item(strength, x)
     y = fft_filter(x, peaking(sample_rate, PEAK_HZ, PEAK_DB * s.flatten(), PEAK_Q))
     y = torch.lerp(y, torch.tanh(y + 0.3 * torch.tanh(0.2 * y)), s)
-    return torch.where(s == 0, x, y)
+    return _unless_zero(s, x, y)
 
 # %% ../nbs/06_anchors.ipynb #warmth-reference
 BAND_HZ, DRIVE = (250.0, 4000.0), 1.1
@@ -111,7 +119,7 @@ def layeredness(x, sample_rate, strength=1.0):
     "Layeredness of `x` `(batch, channels, time)`; `strength` 0 to 1, a number or `(batch,)` (paper, algorithm 3)."
     m = _per_item(strength, x)
     y = spectral_tilt(x * _loudness_gain(x, sample_rate, m), sample_rate, SLOPE_DB * m, PIVOT_HZ)
-    return torch.where(m == 0, x, y)
+    return _unless_zero(m, x, y)
 
 # %% ../nbs/06_anchors.ipynb #stft-parameters
 N_FFT, HOP = 2048, 512
@@ -187,7 +195,7 @@ def fullness_stft(x, sample_rate, strength=1.0):
     s = _per_item(strength, x)
     curve = s[..., None] * _like(_bell_db(sample_rate), x)[:, None]
     y = _through_stft(x, lambda spectrum: curve)
-    return torch.where(s == 0, x, torch.lerp(y, torch.tanh(y), s))
+    return _unless_zero(s, x, torch.lerp(y, torch.tanh(y), s))
 
 def warmth_stft(x, sample_rate, strength=1.0):
     "Warmth as a complementary equaliser of `x` `(batch, channels, time)` (paper, section 3.3.1)."
@@ -199,14 +207,14 @@ def warmth_stft(x, sample_rate, strength=1.0):
         energy = mean_over @ spectrum.abs() * SPECTRUM_SCALE
         return a[..., None] * (interpolate @ (_like(BAND_MAX_DB, x)[:, None] * torch.relu(1 - BAND_ALPHA * energy)))
 
-    return torch.where(a == 0, x, _through_stft(x, gain_db))
+    return _unless_zero(a, x, _through_stft(x, gain_db))
 
 def layeredness_stft(x, sample_rate, strength=1.0):
     "Loudness to the target, then the tilt on the short-time spectrum of `x` `(batch, channels, time)` (paper, section 3.3.1)."
     m = _per_item(strength, x)
     tilt = _like(tilt_gain_db(np.arange(N_FFT // 2 + 1) * sample_rate / N_FFT, SLOPE_DB, PIVOT_HZ), x)[:, None]
     y = _through_stft(x * _loudness_gain(x, sample_rate, m), lambda spectrum: m[..., None] * tilt)
-    return torch.where(m == 0, x, y)
+    return _unless_zero(m, x, y)
 
 # %% ../nbs/06_anchors.ipynb #palette-reference
 REFERENCE_STAGES = {"exact": (fullness_reference, warmth_reference, layeredness_reference),
@@ -237,7 +245,7 @@ def palette(x, sample_rate, weights, amount=1.0, variant="exact"):
     `x` is `(batch, channels, time)` at `sample_rate` Hz; `weights` `(3,)` or `(batch, 3)`, normalised
     to sum to one; `amount` 0 to 1, a number or `(batch,)`. Amount 0 is the input bit for bit; a
     corner at amount 1 is that anchor. `variant` is `exact` (paper, appendix A.2) or `stft`
-    (section 3.3.1). Same shape, dtype and device as `x`; differentiable.
+    (section 3.3.1). Same shape, dtype and device as `x`, differentiable in `x`; at amount 0 it is `x` itself.
 
     Raises `PaletteError` for weights or an amount out of range, or an unknown variant.
     """

@@ -6,6 +6,7 @@
 __all__ = ['WEIGHTS', 'FILES', 'register', 'shipped', 'find_checkpoint', 'Pretrained']
 
 # %% ../nbs/12_checkpoint.ipynb #imports
+import importlib
 import json
 import re
 from pathlib import Path
@@ -19,11 +20,18 @@ from .audio import PaletteError, atomic_path
 
 # %% ../nbs/12_checkpoint.ipynb #register
 _CLASSES = {}
+_HOMES = {"ConditionalWaveUNet": "timbre_palette.model"}  # classes of this package, imported when a card names them
 
 def register(cls):
     "Class decorator: let checkpoints name this class."
     _CLASSES[cls.__name__] = cls
     return cls
+
+def _find_class(name):
+    "A registered class; a KeyError if a card asks for anything else."
+    if name not in _CLASSES and name in _HOMES:
+        importlib.import_module(_HOMES[name])
+    return _CLASSES[name]
 
 # %% ../nbs/12_checkpoint.ipynb #find-checkpoint
 WEIGHTS = Path(timbre_palette.__file__).parent / "weights"
@@ -48,7 +56,7 @@ def find_checkpoint(source, revision=None):
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise PaletteError(f"{source}: the Hub needs huggingface_hub: pip install 'timbre_palette[hub]'") from None
+        raise PaletteError(f"{source}: the Hub needs another package: pip install huggingface_hub") from None
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:  # offline, missing, private: the Hub has many ways to say no
@@ -69,10 +77,12 @@ class Pretrained(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         self.card = {**self.card, **card}
         described = {**self.card, "class": type(self).__name__, "arguments": self.arguments, "version": timbre_palette.__version__}
+        text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
+        (folder / "card.json").unlink(missing_ok=True)  # new weights under an old card would be a lie
         with atomic_path(folder / "model.safetensors") as temporary:
             save_file({name: value.detach().contiguous().cpu() for name, value in self.state_dict().items()}, temporary)
         with atomic_path(folder / "card.json") as temporary:
-            temporary.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, source, revision=None):
@@ -87,8 +97,7 @@ class Pretrained(nn.Module):
             raise PaletteError(f"{folder}: is not a checkpoint, it has no {missing[0]}")
         try:
             card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-            made = _CLASSES[card["class"]]
-            model = made(**card["arguments"])
+            model = _find_class(card["class"])(**card["arguments"])
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise PaletteError(f"{folder}: the checkpoint is damaged or not one of this package ({' '.join(str(error).split())[:160]})") from None

@@ -90,6 +90,11 @@ def describe_inspected(report):
                       f"  level     {_level(report['lufs'], report['dbtp']).strip()}", f"  spectrum  {report['spectrum']}{tags}", *_notes(report)])
 
 # %% ../nbs/44_cli.ipynb #each-file
+def _message(error):
+    "One line for an error, whatever characters a file's name has."
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    return "timbre-palette: " + text.replace("\n", "\\n").replace("\r", "\\r")
+
 def _each(jobs, work, describe, as_json):
     "Run `work` on each job, print each result, list the failures; the exit code."
     from timbre_palette.audio import PaletteError
@@ -97,15 +102,15 @@ def _each(jobs, work, describe, as_json):
     for job in jobs:
         try:
             reports.append(work(job))
-        except PaletteError as error:
-            failures.append(str(error))
+        except (PaletteError, OSError) as error:
+            failures.append(_message(error))
             continue
         if not as_json:
             print(describe(reports[-1]), flush=True)
     if as_json and (reports or len(jobs) > 1):
         print(json.dumps(reports, indent=2, ensure_ascii=False))
     for failure in failures:
-        print(f"timbre-palette: {failure}", file=sys.stderr)
+        print(failure, file=sys.stderr)
     if failures and len(jobs) > 1:
         print(f"timbre-palette: {len(failures)} of {len(jobs)} files failed", file=sys.stderr)
     return 2 if failures else 0
@@ -116,17 +121,18 @@ STAGES = {"reading": (0, 20), "measuring": (20, 35), "enhancing": (35, 75), "wri
 def run_enhance(options):
     "`timbre-palette enhance`."
     from tqdm import tqdm
-    from timbre_palette.anchors import stage_strengths
     from timbre_palette.audio import CONTAINERS, PaletteError, made_folder
-    from timbre_palette.blend import parse_style
-    from timbre_palette.enhance import enhance_file, plan_outputs
-    stage_strengths(parse_style(options.style), options.amount)
+    from timbre_palette.enhance import check_settings, enhance_file, plan_outputs
+    settings = {name: getattr(options, name) for name in ("style", "amount", "model", "bits", "clip", "device")}
+    check_settings(**settings)
     suffix = options.format and f".{options.format.lower().lstrip('.')}"
     if suffix and suffix not in CONTAINERS:
         raise PaletteError(f"unknown format {options.format!r}; use {', '.join(name[1:] for name in CONTAINERS)}")
-    plan = plan_outputs(options.input, options.out, suffix)
+    plan = plan_outputs(options.input, options.out, suffix, options.overwrite)
+    into_folder = plan[0][1] != Path(options.out)  # a file that was named must have its folder already
 
-    with tqdm(total=100 * len(plan), unit="%", leave=False, disable=None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
+    with (made_folder(options.out) if into_folder else nullcontext(),
+          tqdm(total=100 * len(plan), leave=False, disable=None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar):
         def work(job):
             "One file, with the bar moving along."
             source, destination = job
@@ -139,11 +145,9 @@ def run_enhance(options):
                 bar.n = int(base + low + fraction * (high - low))
                 bar.refresh()
 
-            one = destination == Path(options.out)  # a file that was named must have its folder already
             try:
-                with nullcontext() if one else made_folder(destination.parent):
-                    return enhance_file(source, destination, options.style, options.amount, options.model, options.bits, options.clip,
-                                        options.overwrite, options.device, progress)
+                with made_folder(destination.parent) if into_folder else nullcontext():
+                    return enhance_file(source, destination, **settings, overwrite=options.overwrite, progress=progress)
             finally:
                 bar.clear()
         return _each(plan, work, describe_enhanced, options.json)
@@ -172,15 +176,16 @@ def main(arguments=None):
         options = make_parser().parse_args(arguments)
     except SystemExit as stop:
         return stop.code or 0
-    from timbre_palette.audio import PaletteError
     try:
-        return options.run(options)
-    except PaletteError as error:
-        print(f"timbre-palette: {error}", file=sys.stderr)
-        return 2
-    except MemoryError:
-        print("timbre-palette: not enough memory for this file; enhance it in parts", file=sys.stderr)
-        return 2
+        from timbre_palette.audio import PaletteError
+        try:
+            return options.run(options)
+        except BrokenPipeError:  # whoever read our output has gone
+            sys.stdout = open(os.devnull, "w")
+            return 0
+        except (PaletteError, OSError) as error:
+            print(_message(error), file=sys.stderr)
+            return 2
     except KeyboardInterrupt:
         print("timbre-palette: interrupted; nothing was half-written", file=sys.stderr)
         return 130

@@ -58,7 +58,7 @@ def demo_page(versions):
 
 # %% ../nbs/43_demo.ipynb #make-demo
 WHAT = {"fullness": "body: +7 dB at 150 Hz, a little saturation", "warmth": "the middle of the spectrum driven softly",
-        "layeredness": "to −14 LUFS, tilted towards the bass", "s80_a10_m10": PRESETS["s80_a10_m10"],
+        "layeredness": "to −14 LUFS, then tilted towards the bass", "s80_a10_m10": PRESETS["s80_a10_m10"],
         "s33_a33_m33": PRESETS["s33_a33_m33"], "s25_m75": PRESETS["s25_m75"]}
 
 def make_demo(folder, sample_rate=44100, progress=None):

@@ -14,6 +14,8 @@ import torch
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 from scipy.signal import butter
 
+from .audio import PaletteError
+
 # %% ../nbs/02_filters.ipynb #edge
 USABLE = 0.45  # of the sample rate; a corner frequency above it is out of reach
 
@@ -82,7 +84,7 @@ def frequency_response(sos, n_fft):
 
 # %% ../nbs/02_filters.ipynb #decay-frames
 def decay_frames(sos, decay_db=200.0):
-    "Samples until the impulse response of sections `(..., n, 6)` has fallen by about `decay_db`."
+    "Samples until the impulse response of sections `(..., n, 6)` has fallen by about `decay_db` dB; raises `PaletteError` if it does not fall."
     a = as_double(sos).detach()[..., 3:].reshape(-1, 3)
     a1, a2 = a[:, 1] / a[:, 0], a[:, 2] / a[:, 0]
     root = torch.sqrt((a1 ** 2 - 4 * a2).to(torch.complex128))
@@ -90,7 +92,7 @@ def decay_frames(sos, decay_db=200.0):
     if radius < 1e-3:
         return 2
     if radius >= 1:
-        raise ValueError(f"the filter does not decay: a pole lies at radius {radius:.6f}")
+        raise PaletteError(f"the filter does not decay: a pole lies at radius {radius:.6f}")
     return 2 + math.ceil(decay_db / -20 / math.log10(radius))
 
 # %% ../nbs/02_filters.ipynb #fft-filter
@@ -98,6 +100,7 @@ def fft_filter(x, sos):
     """Filter `x` `(batch, channels, time)` causally with sections `(n, 6)`, or `(batch, n, 6)` for one filter an item.
 
     Same length, dtype and device as `x`; differentiable in both. Equal to the recursion up to rounding.
+    Raises `PaletteError` for a filter whose impulse response does not decay.
     """
     frames = x.shape[-1]
     tail = decay_frames(sos)

@@ -15,7 +15,7 @@ def stft_magnitude(x, n_fft=2048, hop=512, window=None):
     window = torch.hann_window(n_fft, dtype=x.dtype, device=x.device) if window is None else window
     flat = x.reshape(-1, x.shape[-1])
     spectrum = torch.stft(flat, n_fft, hop, window=window, pad_mode="constant", return_complex=True)
-    return spectrum.abs().unflatten(0, x.shape[:-1])
+    return spectrum.abs().reshape(*x.shape[:-1], *spectrum.shape[-2:])
 
 # %% ../nbs/08_losses.ipynb #stable-loss
 class StableLoss(nn.Module):

@@ -14,6 +14,7 @@ import pyloudnorm
 import torch
 from scipy.signal import sosfilt
 
+from .audio import PaletteError
 from .filters import USABLE, as_double, fft_filter
 
 # %% ../nbs/04_loudness.ipynb #k-weighting-sos
@@ -43,26 +44,35 @@ def _itu_k(sample_rate):
 K_DESIGNS = {"pyloudnorm": _cookbook_k, "itu": _itu_k}
 
 def k_weighting_sos(sample_rate, design="pyloudnorm"):
-    "K-weighting as sections `(2, 6)`: `design` is `pyloudnorm` (its default) or `itu` (BS.1770-4, tables 1 and 2)."
+    """K-weighting as sections `(2, 6)` at `sample_rate` Hz: `design` is `pyloudnorm` (its default) or `itu` (BS.1770-4, tables 1 and 2).
+
+    Raises `PaletteError` for another design.
+    """
+    if design not in K_DESIGNS:
+        raise PaletteError(f"unknown K-weighting {design!r}; use {' or '.join(K_DESIGNS)}")
     sos = K_DESIGNS[design](sample_rate)
     return sos / sos[:, 3:4]
 
 # %% ../nbs/04_loudness.ipynb #channel-weights
-LAYOUTS = {5: (1, 1, 1, 1.41, 1.41), 6: (1, 1, 1, 0, 1.41, 1.41), 7: (1, 1, 1, 0, 1, 1.41, 1.41), 8: (1, 1, 1, 0, 1, 1, 1.41, 1.41)}
+LAYOUTS = {4: (1, 1, 1, 1.41), 5: (1, 1, 1, 1.41, 1.41), 6: (1, 1, 1, 0, 1.41, 1.41), 7: (1, 1, 1, 0, 1, 1.41, 1.41), 8: (1, 1, 1, 0, 1, 1, 1.41, 1.41)}
 
 def channel_weights(channels):
-    "Weights of BS.1770-4 (table 3) for a channel count in WAV order (5.0, 5.1, 6.1, 7.1); 1 for any other."
+    "Weights `(channels,)` of BS.1770-4 (table 3; 6.1 and 7.1 by its rule for sides) in WAV order; four channels as pyloudnorm; else 1."
     return np.array(LAYOUTS.get(channels, (1,) * channels), float)
 
 # %% ../nbs/04_loudness.ipynb #blocks
 BLOCK_S = 0.4
 OFFSET_DB = -0.691  # makes a 997 Hz sine read its level
 
-def _block_borders(frames, sample_rate, window_s=BLOCK_S, step=0.25):
-    "First and last-plus-one frames of the blocks, and the length their energy is divided by; one block if short."
+def _block_borders(frames, sample_rate, window_s=BLOCK_S, step=0.25, whole=False):
+    """First and last-plus-one frames of the blocks, and the length their energy is divided by; one block if short.
+
+    pyloudnorm rounds their number, so the last may reach past the end; `whole` leaves that one out.
+    """
     if frames < window_s * sample_rate:
         return np.array([0]), np.array([frames]), frames
-    count = int(np.round((frames / sample_rate - window_s) / (window_s * step)) + 1)
+    steps = (frames / sample_rate - window_s) / (window_s * step)
+    count = int(steps + 1e-9 if whole else np.round(steps)) + 1
     block = np.arange(count)
     starts = (window_s * (block * step) * sample_rate).astype(int)
     ends = (window_s * (block * step + 1) * sample_rate).astype(int)
@@ -93,17 +103,21 @@ def loudness_reference(x, sample_rate):
         return float(OFFSET_DB + 10 * np.log10(power.mean() if len(power) else 0.0))
 
 # %% ../nbs/04_loudness.ipynb #integrated-loudness
-def _block_power(x, sample_rate, window_s, step, design):
+def _block_power(x, sample_rate, window_s, step, design, whole=False):
     "Channel-weighted mean square of K-weighted blocks `(batch, blocks)`, float64."
     weighted = fft_filter(x, k_weighting_sos(sample_rate, design))
     weights = torch.as_tensor(channel_weights(x.shape[1]), dtype=x.dtype, device=x.device)
     energy = torch.nn.functional.pad(as_double(torch.einsum("bct,c->bt", weighted.square(), weights)).cumsum(-1), (1, 0))
-    starts, ends, length = _block_borders(x.shape[-1], sample_rate, window_s, step)
+    starts, ends, length = _block_borders(x.shape[-1], sample_rate, window_s, step, whole)
     return (energy[:, ends] - energy[:, starts]).clamp(min=0) / length
 
 def _lufs(power):
     "Mean square to loudness; nothing is minus infinity."
     return OFFSET_DB + 10 * torch.log10(power)
+
+def _like(x, value):
+    "A float64 result with the dtype and on the device of `x`."
+    return value.to(x.dtype).to(x.device)
 
 def integrated_loudness(x, sample_rate, design="pyloudnorm"):
     """Integrated loudness `(batch,)` in LUFS of `x` `(batch, channels, time)` at `sample_rate` Hz (BS.1770-4).
@@ -112,17 +126,18 @@ def integrated_loudness(x, sample_rate, design="pyloudnorm"):
     is minus infinity. `design` chooses the weighting (see `k_weighting_sos`).
     """
     power = _block_power(x, sample_rate, BLOCK_S, 0.25, design)
-    if x.shape[-1] < BLOCK_S * sample_rate:
-        return _lufs(power[:, 0]).to(x.device, x.dtype)
 
     def mean_where(mask):
-        "Mean power over the blocks of a mask, zero if there are none."
+        "Mean power over the blocks of a mask, zero (without a gradient) if there are none."
         return torch.where(mask, power, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
 
     level = _lufs(power).detach()
-    loud = level >= -70
-    relative = _lufs(mean_where(loud)).detach()[:, None] - 10
-    return _lufs(mean_where(loud & (level > relative) & (level > -70))).to(x.device, x.dtype)
+    if x.shape[-1] < BLOCK_S * sample_rate:  # one block, no gate
+        counted = power > 0
+    else:
+        relative = _lufs(mean_where(level >= -70)).detach()[:, None] - 10
+        counted = (level > relative) & (level > -70)
+    return _like(x, _lufs(mean_where(counted)))
 
 # %% ../nbs/04_loudness.ipynb #running-loudness
 def running_loudness(x, sample_rate, window_s=3.0, hop_s=0.1, design="pyloudnorm"):
@@ -130,7 +145,7 @@ def running_loudness(x, sample_rate, window_s=3.0, hop_s=0.1, design="pyloudnorm
 
     `window_s` 0.4 is momentary, 3.0 short-term loudness (EBU Tech 3341). A shorter clip gives one reading of all of it.
     """
-    return _lufs(_block_power(x, sample_rate, window_s, hop_s / window_s, design)).to(x.device, x.dtype)
+    return _like(x, _lufs(_block_power(x, sample_rate, window_s, hop_s / window_s, design, whole=True)))
 
 # %% ../nbs/04_loudness.ipynb #true-peak
 def _interpolator(oversample, reach=32):

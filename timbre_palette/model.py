@@ -70,6 +70,7 @@ class ConditionalWaveUNet(Pretrained):
         if style is None:
             return 0
         style = torch.as_tensor(style, dtype=x.dtype, device=x.device)
-        if style.shape[-1] != self.arguments["styles"]:
-            raise PaletteError(f"this network has {self.arguments['styles']} styles, not {style.shape[-1]}")
+        fitting = [(self.arguments["styles"],), (x.shape[0], self.arguments["styles"]), (1, self.arguments["styles"])]
+        if tuple(style.shape) not in fitting:
+            raise PaletteError(f"this network wants a style of shape {fitting[0]} or {fitting[1]}, not {tuple(style.shape)}")
         return self.style(style.expand(x.shape[0], -1)).repeat_interleave(x.shape[1], dim=0)[..., None]
