@@ -70,12 +70,14 @@ CLOSEST = {"PCM_S8": "PCM_16", "PCM_U8": "PCM_16", "DOUBLE": "FLOAT"}
 def choose_subtype(container, bits, source_subtype):
     """The sample format (libsndfile's name) to write in a `Container`: `bits` is a key of `BIT_DEPTHS` or `auto`.
 
-    Raises `PaletteError` if the container cannot hold it.
+    Raises `PaletteError` if the depth does not exist or the container cannot hold it.
     """
     offered = container.subtypes
     if str(bits) == "auto":
         wanted = CLOSEST.get(source_subtype, source_subtype)
         return wanted if wanted in offered else "PCM_24" if "PCM_24" in offered else offered[0]
+    if str(bits) not in BIT_DEPTHS:
+        raise PaletteError(f"unknown bit depth {bits!r}; use auto, {', '.join(BIT_DEPTHS)}")
     if BIT_DEPTHS[str(bits)] not in offered:
         names = [depth for depth, subtype in BIT_DEPTHS.items() if subtype in offered]
         raise PaletteError(f"{container.format} cannot hold {bits}{'' if bits == 'float' else ' bits'}; "
@@ -106,8 +108,7 @@ def check_settings(style="s80_a10_m10", amount=1.0, model="dsp", bits="auto", cl
     find_model(model)
     find_device(device)
     headroom_gain_db(0.0, "FLOAT", clip)
-    if str(bits) not in ("auto", *BIT_DEPTHS):
-        raise PaletteError(f"unknown bit depth {bits!r}; use auto, {', '.join(BIT_DEPTHS)}")
+    choose_subtype(CONTAINERS[".wav"], bits, "PCM_16")  # a container that holds every depth
     return weights
 
 # %% ../nbs/26_enhance.ipynb #check-apart
@@ -161,33 +162,29 @@ def enhance_file(source, destination, style="s80_a10_m10", amount=1.0, model="ds
         check_apart(source, destination)
 
     with enough_memory(source):
-        return _enhance_file(source, destination, weights, amount, model, bits, clip, device, progress, started)
+        recording = read_audio(source, progress=lambda done, total: progress("reading", done / total))
+        rate, notes = recording.sample_rate, list(recording.warnings)
+        subtype = choose_subtype(check_output(destination, recording.channels, rate), bits, recording.subtype)
 
-def _enhance_file(source, destination, weights, amount, model, bits, clip, device, progress, started):
-    "The work of `enhance_file`, all of whose arguments are in order."
-    recording = read_audio(source, progress=lambda done, total: progress("reading", done / total))
-    rate, notes = recording.sample_rate, list(recording.warnings)
-    subtype = choose_subtype(check_output(destination, recording.channels, rate), bits, recording.subtype)
+        progress("measuring", 0.0)
+        loudness, peak = measure(recording.samples, rate)
+        if peak == -math.inf:
+            notes.append("is silence, and stays silence")
 
-    progress("measuring", 0.0)
-    loudness, peak = measure(recording.samples, rate)
-    if peak == -math.inf:
-        notes.append("is silence, and stays silence")
+        progress("enhancing", 0.0)
+        result = enhance(recording.samples, rate, weights, amount, model, device)
+        loudness_after, peak_after = measure(result, rate)
+        gain_db = headroom_gain_db(peak_after, subtype, clip)
+        if gain_db:
+            result = result * np.float32(db_to_gain(gain_db))
 
-    progress("enhancing", 0.0)
-    result = enhance(recording.samples, rate, weights, amount, model, device)
-    loudness_after, peak_after = measure(result, rate)
-    gain_db = headroom_gain_db(peak_after, subtype, clip)
-    if gain_db:
-        result = result * np.float32(db_to_gain(gain_db))
-
-    write_audio(destination, result, rate, subtype, recording.tags, lambda done, total: progress("writing", done / total))
-    return {"input": str(source), "output": str(destination), "style": style_name(weights), "weights": weights.round(6).tolist(),
-            "amount": float(amount), "model": model, "sample_rate": rate, "channels": recording.channels,
-            "frames": recording.frames, "seconds": round(recording.seconds, 3), "format": subtype,
-            "input_lufs": _finite(loudness), "input_dbtp": _finite(peak), "output_lufs": _finite(loudness_after + gain_db),
-            "output_dbtp": _finite(peak_after + gain_db), "gain_db": round(gain_db, 3), "warnings": notes,
-            "elapsed_s": round(time.perf_counter() - started, 3), "peak_memory_mb": _peak_memory_mb()}
+        write_audio(destination, result, rate, subtype, recording.tags, lambda done, total: progress("writing", done / total))
+        return {"input": str(source), "output": str(destination), "style": style_name(weights), "weights": weights.round(6).tolist(),
+                "amount": float(amount), "model": model, "sample_rate": rate, "channels": recording.channels,
+                "frames": recording.frames, "seconds": round(recording.seconds, 3), "format": subtype,
+                "input_lufs": _finite(loudness), "input_dbtp": _finite(peak), "output_lufs": _finite(loudness_after + gain_db),
+                "output_dbtp": _finite(peak_after + gain_db), "gain_db": round(gain_db, 3), "warnings": notes,
+                "elapsed_s": round(time.perf_counter() - started, 3), "peak_memory_mb": _peak_memory_mb()}
 
 # %% ../nbs/26_enhance.ipynb #plan-outputs
 SUFFIXES = (*CONTAINERS, ".oga", ".opus", ".caf", ".au", ".w64", ".rf64", *AV_SUFFIXES)
@@ -239,13 +236,9 @@ def plan_outputs(inputs, output, suffix=None, overwrite=False):
 def inspect_file(path):
     "Rate, channels, length, loudness, true peak and spectrum of a file, as a dictionary; raises `PaletteError` as `read_audio`."
     with enough_memory(path):
-        return _inspect_file(path)
-
-def _inspect_file(path):
-    "The work of `inspect_file`."
-    recording = read_audio(path)
-    loudness, peak = measure(recording.samples, recording.sample_rate)
-    return {"file": str(path), "format": recording.subtype, "sample_rate": recording.sample_rate, "channels": recording.channels,
-            "frames": recording.frames, "seconds": round(recording.seconds, 3), "lufs": _finite(loudness), "dbtp": _finite(peak),
-            "spectrum": describe_spectrum(recording.samples, recording.sample_rate), "tags": recording.tags,
-            "warnings": list(recording.warnings)}
+        recording = read_audio(path)
+        loudness, peak = measure(recording.samples, recording.sample_rate)
+        return {"file": str(path), "format": recording.subtype, "sample_rate": recording.sample_rate, "channels": recording.channels,
+                "frames": recording.frames, "seconds": round(recording.seconds, 3), "lufs": _finite(loudness), "dbtp": _finite(peak),
+                "spectrum": describe_spectrum(recording.samples, recording.sample_rate), "tags": recording.tags,
+                "warnings": list(recording.warnings)}
