@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_what_cannot_be_held_is_refused(tmp_path):
     for name, channels, rate, subtype in (("a.mp3", 3, 44100, None), ("a.mp3", 2, 96000, None), ("a.flac", 9, 44100, None),
-                                          ("a.ogg", 300, 44100, None), ("a.flac", 2, 44100, "FLOAT"), ("a.mp3", 2, 44100, "PCM_16")):
+                                          ("a.ogg", 300, 44100, None), ("a.ogg", 2, 384000, None), ("a.flac", 2, 44100, "FLOAT"), ("a.mp3", 2, 44100, "PCM_16")):
         with pytest.raises(PaletteError):
             write_audio(tmp_path / name, np.zeros((channels, 100)), rate, subtype)
     with pytest.raises(PaletteError, match="not finite"):

@@ -273,6 +273,34 @@ def test_impossible_names_are_one_line(song, tmp_path, capsys):
     assert code == 2 and not printed and len(errors) == 1
 
 
+def test_a_name_that_is_not_text(tmp_path, command):
+    folder = os.fsencode(tmp_path)
+    write_audio(tmp_path / "song.wav", CLIP, 44100)
+    os.rename(folder + b"/song.wav", folder + b"/bad\xff\xfe.wav")
+    done = subprocess.run([*command, "enhance", folder + b"/bad\xff\xfe.wav", "-o", folder + b"/out\xff.wav", "--json"], capture_output=True, check=True)
+    assert json.loads(done.stdout)[0]["frames"] == CLIP.shape[1] and b"out\xff.wav" in os.listdir(folder)
+    done = subprocess.run([*command, "info", folder + b"/gone\xff.wav"], capture_output=True)
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("extra", (["--device", "meta"], ["--device", "mkldnn"], ["--device", "cuda:99"], ["--style", "s1e999"], ["--style", "fullness=nan"],
+                                   ["--style", "fullness=inf"], ["--format", "mp3", "--bits", "24"]))
+def test_odd_settings_are_one_line(extra, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        write_audio(tmp_path / "in" / f"{name}.wav", CLIP, 44100)
+    code, printed, errors = call(capsys, "enhance", tmp_path / "in", "-o", tmp_path / "out", *extra)
+    assert code == 2 and not printed and len(errors) == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_folder_scan_takes_songs_only(tmp_path, capsys):
+    (tmp_path / "in" / "folder.wav").mkdir(parents=True)
+    write_audio(tmp_path / "in" / "folder.wav" / "song.wav", CLIP, 44100)
+    (tmp_path / "in" / "._song.wav").write_text("what another system keeps beside a file")
+    code, printed, errors = call(capsys, "enhance", tmp_path / "in", "-o", tmp_path / "out", "--style", "fullness=1e308,warmth=1e308", "--json")
+    assert code == 0 and not errors and [report["style"] for report in json.loads(printed)] == ["s50_a50"]
+
+
 def test_too_little_memory_is_one_line(tmp_path):
     "Under a limit that lets torch start but not a long song through."
     write_audio(tmp_path / "long.wav", np.tile(CLIP, 300), 44100)

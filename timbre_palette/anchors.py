@@ -36,10 +36,11 @@ def normalise_style(weights):
         raise PaletteError(f"a style has three weights ({', '.join(STYLES)}), not the shape {weights.shape}")
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise PaletteError(f"style weights must be numbers of 0 or more, not {weights.tolist()}")
-    total = weights.sum(-1, keepdims=True)
-    if (total == 0).any():
+    largest = weights.max(-1, keepdims=True)
+    if (largest == 0).any():
         raise PaletteError("a style needs at least one weight above zero; for no change at all use amount 0")
-    return weights / total
+    weights = weights / largest  # so that no sum overflows
+    return weights / weights.sum(-1, keepdims=True)
 
 # %% ../nbs/06_anchors.ipynb #stage-strengths
 def stage_strengths(weights, amount=1.0):

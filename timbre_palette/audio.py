@@ -119,10 +119,14 @@ def _one_line(error):
     text = " ".join(str(error).split()).rstrip(".")
     return text.rpartition(": ")[2] or type(error).__name__
 
+def _system_name(path):
+    "A path as soundfile takes it, whatever bytes are in its name."
+    return os.fsencode(path) if os.name == "posix" else str(path)
+
 def _read_with_soundfile(path, start, frames, progress):
     "Any file that libsndfile knows, as a `Recording`."
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(_system_name(path)) as file:
             expected = max(0, min(file.frames - start, file.frames if frames is None else frames))
             if start:
                 file.seek(min(start, file.frames))
@@ -227,7 +231,8 @@ class Container:
     format: str  # libsndfile's name
     subtypes: tuple  # sample formats
     max_channels: int
-    sample_rates: tuple = ()  # Hz; empty: any
+    sample_rates: tuple = ()  # the only ones it knows, Hz; empty: any
+    max_sample_rate: int = 10**9  # Hz
     quality: dict = field(default_factory=dict)  # how hard a lossy format compresses
 
 PCM = ("PCM_16", "PCM_24", "PCM_32", "FLOAT")
@@ -236,7 +241,7 @@ CONTAINERS = {
     ".flac": Container("FLAC", PCM[:2], 8),
     ".aiff": Container("AIFF", PCM, 1024),
     ".aif": Container("AIFF", PCM, 1024),
-    ".ogg": Container("OGG", ("VORBIS",), 8, quality={"compression_level": 0.2}),
+    ".ogg": Container("OGG", ("VORBIS",), 8, max_sample_rate=192000, quality={"compression_level": 0.2}),
     ".mp3": Container("MP3", ("MPEG_LAYER_III",), 2, (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
                       quality={"compression_level": 0.0, "bitrate_mode": "CONSTANT"}),
 }
@@ -261,8 +266,9 @@ def check_output(path, channels=None, sample_rate=None):
     if channels and channels > container.max_channels:
         raise PaletteError(f"{path}: {container.format} holds at most {container.max_channels} channels, not {channels}; "
                            f"use {'.flac' if channels <= 8 else '.wav'}")
-    if sample_rate and container.sample_rates and sample_rate not in container.sample_rates:
-        raise PaletteError(f"{path}: {container.format} cannot hold {sample_rate} Hz (8 to 48 kHz); use .flac")
+    if sample_rate and (sample_rate > container.max_sample_rate or (container.sample_rates and sample_rate not in container.sample_rates)):
+        most = max(container.sample_rates, default=container.max_sample_rate)
+        raise PaletteError(f"{path}: {container.format} cannot hold {sample_rate} Hz (its highest rate is {most} Hz); use .flac")
     return container
 
 # %% ../nbs/00_audio.ipynb #write-audio
@@ -297,7 +303,7 @@ def write_audio(path, samples, sample_rate, subtype=None, tags=None, progress=No
     too_long = container.format == "WAV" and channels * frames * 4 > WAV_BYTES
     with atomic_path(path) as temporary:
         try:
-            with soundfile.SoundFile(temporary, "w", sample_rate, channels, subtype, format="RF64" if too_long else container.format,
+            with soundfile.SoundFile(_system_name(temporary), "w", sample_rate, channels, subtype, format="RF64" if too_long else container.format,
                                      **container.quality) as file:
                 for key, value in (tags or {}).items():
                     with suppress(soundfile.SoundFileError):  # not every container holds every tag

@@ -122,12 +122,14 @@ def run_enhance(options):
     "`timbre-palette enhance`."
     from tqdm import tqdm
     from timbre_palette.audio import CONTAINERS, PaletteError, made_folder
-    from timbre_palette.enhance import check_settings, enhance_file, plan_outputs
+    from timbre_palette.enhance import check_settings, choose_subtype, enhance_file, plan_outputs
     settings = {name: getattr(options, name) for name in ("style", "amount", "model", "bits", "clip", "device")}
     check_settings(**settings)
     suffix = options.format and f".{options.format.lower().lstrip('.')}"
     if suffix and suffix not in CONTAINERS:
         raise PaletteError(f"unknown format {options.format!r}; use {', '.join(name[1:] for name in CONTAINERS)}")
+    if suffix:
+        choose_subtype(CONTAINERS[suffix], options.bits, "PCM_16")
     plan = plan_outputs(options.input, options.out, suffix, options.overwrite)
     into_folder = plan[0][1] != Path(options.out)  # a file that was named must have its folder already
 
@@ -197,6 +199,7 @@ def run():
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.exit(main())
