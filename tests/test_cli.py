@@ -84,7 +84,7 @@ def test_five_minutes_of_stereo(songs, tmp_path, command):
     assert report["output_dbtp"] <= -1 and report["peak_memory_mb"] < 4000
 
 
-REFUSED = ("missing", "folder as input", "text", "empty", "no channels", "no frames", "cut flac", "nan", "unknown style", "negative weight", "zero weights",
+REFUSED = ("missing", "folder as input", "text", "empty", "no channels", "no frames", "cut flac", "nan", "one infinite sample", "absurd samples", "unknown style", "negative weight", "zero weights",
            "amount above", "amount below", "amount nan", "amount word", "out is a folder", "out folder missing", "out below a file", "out unknown suffix",
            "same file", "same file by link", "unknown model", "unknown bits", "bits beyond format", "unknown clip", "unknown device", "unknown format",
            "empty folder", "no match", "mp3 rate")
@@ -106,6 +106,8 @@ def test_refusals_are_one_line_and_leave_nothing(case, song, tmp_path, capsys):
         write_audio(source, CLIP, 44100)
         source.write_bytes(source.read_bytes()[:-20000])
     elif case == "nan": soundfile.write(bad, np.full((1000, 2), np.nan), 44100, "FLOAT"); source = bad
+    elif case == "one infinite sample": write = CLIP.T.copy(); write[5] = np.inf; soundfile.write(bad, write, 44100, "FLOAT"); source = bad
+    elif case == "absurd samples": soundfile.write(bad, 1e30 * CLIP.T, 44100, "FLOAT"); source = bad
     elif case == "unknown style": extra = ["--style", "loud"]
     elif case == "negative weight": extra = ["--style", "s-20_a120"]
     elif case == "zero weights": extra = ["--style", "s0_a0_m0"]
