@@ -84,7 +84,7 @@ def test_five_minutes_of_stereo(songs, tmp_path, command):
     assert report["output_dbtp"] <= -1 and report["peak_memory_mb"] < 4000
 
 
-REFUSED = ("missing", "folder as input", "text", "empty", "no channels", "no frames", "cut flac", "nan", "one infinite sample", "absurd samples", "unknown style", "negative weight", "zero weights",
+REFUSED = ("missing", "folder as input", "text", "empty", "no channels", "no frames", "cut flac", "nan", "one infinite sample", "absurd samples", "absurd rate", "unknown style", "negative weight", "zero weights",
            "amount above", "amount below", "amount nan", "amount word", "out is a folder", "out folder missing", "out below a file", "out unknown suffix",
            "same file", "same file by link", "unknown model", "unknown bits", "bits beyond format", "unknown clip", "unknown device", "unknown format",
            "empty folder", "no match", "mp3 rate")
@@ -108,6 +108,7 @@ def test_refusals_are_one_line_and_leave_nothing(case, song, tmp_path, capsys):
     elif case == "nan": soundfile.write(bad, np.full((1000, 2), np.nan), 44100, "FLOAT"); source = bad
     elif case == "one infinite sample": write = CLIP.T.copy(); write[5] = np.inf; soundfile.write(bad, write, 44100, "FLOAT"); source = bad
     elif case == "absurd samples": soundfile.write(bad, 1e30 * CLIP.T, 44100, "FLOAT"); source = bad
+    elif case == "absurd rate": wav[24:28] = (2 ** 31 - 1).to_bytes(4, "little"); bad.write_bytes(wav); source = bad
     elif case == "unknown style": extra = ["--style", "loud"]
     elif case == "negative weight": extra = ["--style", "s-20_a120"]
     elif case == "zero weights": extra = ["--style", "s0_a0_m0"]
@@ -266,11 +267,25 @@ def test_results_beside_or_above_the_input_folder(tmp_path, capsys):
     assert code == 0 and not np.array_equal(read_audio(tmp_path / "album" / "song.wav").samples, read_audio(tmp_path / "song.wav").samples * 0 + 1)
 
 
+@pytest.mark.parametrize("extra", ([], ["--overwrite"]))
+def test_no_result_replaces_another_input(tmp_path, capsys, extra):
+    "music/in/in/song.wav, enhanced from music/in into music, would land on music/in/song.wav."
+    (tmp_path / "in" / "in").mkdir(parents=True)
+    for place in ("in/song.wav", "in/in/song.wav"):
+        write_audio(tmp_path / place, CLIP, 44100)
+    before = (tmp_path / "in" / "song.wav").read_bytes()
+    code, printed, errors = call(capsys, "enhance", tmp_path / "in", "-o", tmp_path, *extra)
+    assert code == 2 and not printed and len(errors) == 1 and "another of the inputs" in errors[0]
+    assert (tmp_path / "in" / "song.wav").read_bytes() == before and not (tmp_path / "song.wav").exists()
+
+
 def test_impossible_names_are_one_line(song, tmp_path, capsys):
     long = "x" * 300 + ".wav"
     for source, out in ((song, tmp_path / long), (tmp_path / long, tmp_path / "out.wav"), (tmp_path / "two\nlines.wav", tmp_path / "out.wav")):
         code, printed, errors = call(capsys, "enhance", source, "-o", out)
         assert code == 2 and not printed and len(errors) == 1
+    code, printed, errors = call(capsys, "enhance", song, "-o", tmp_path / "out.wav", "--two\nlines")
+    assert code == 2 and not printed and len(errors) == 1
     code, printed, errors = call(capsys, "info", tmp_path / long)
     assert code == 2 and not printed and len(errors) == 1
 

@@ -21,6 +21,7 @@ import timbre_palette
 class _Parser(argparse.ArgumentParser):
     "An argument parser whose errors are one line."
     def error(self, message):
+        message = message.replace("\n", "\\n")
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 STYLE_HELP = ("fullness, warmth, layeredness; percentages such as s80_a10_m10 (static EQ = fullness, adaptive EQ = warmth, "

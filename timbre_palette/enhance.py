@@ -215,8 +215,8 @@ def plan_outputs(inputs, output, suffix=None, overwrite=False):
 
     One plain file goes to the file `output`; anything else to the folder `output`, with `suffix`
     (such as `.flac`) or the source's own where it can be written. Raises `PaletteError` if there
-    is nothing to do, two results would share a name, one would replace its own source without
-    `overwrite`, or `output` is of the wrong kind.
+    is nothing to do, two results would share a name, one would replace another's source, or its
+    own without `overwrite`, or `output` is of the wrong kind.
     """
     output = Path(output)
     pairs = [pair for pattern in inputs for pair in _expand(pattern, output)]
@@ -226,12 +226,14 @@ def plan_outputs(inputs, output, suffix=None, overwrite=False):
         raise PaletteError(f"{output}: is a file, and {len(pairs)} results need a folder")
     if not output.absolute().parent.is_dir():
         raise PaletteError(f"{output}: the folder {output.absolute().parent} does not exist; make it first")
-    plan = {}
+    plan, sources = {}, {source.resolve(): source for source, _ in pairs}
     for source, place in pairs:
         own = place.suffix.lower() if place.suffix.lower() in CONTAINERS else ".flac"
         destination = output / place.with_suffix(suffix or own)
         if destination in plan.values():
             raise PaletteError(f"{source}: another input would also become {destination}; enhance them apart")
+        if sources.get(destination.resolve(), source) != source:
+            raise PaletteError(f"{destination}: is another of the inputs, and {source} would replace it; choose another output folder")
         if not overwrite:
             check_apart(source, destination)
         plan[source] = destination
