@@ -1,5 +1,7 @@
 """Reading and writing: cut files, other containers, refusals, and a disk that fills up."""
 import resource
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -63,6 +65,52 @@ def test_integers_are_rounded(tmp_path, suffix, subtype, bits):
 def test_a_cut_flac_is_refused(cut):
     with pytest.raises(PaletteError, match="cannot|can be read|lost sync"):
         read_audio(cut(".flac"))
+
+
+@pytest.mark.parametrize("rate", (8000, 22050, 44100, 48000))
+def test_walking_an_mp3_counts_its_samples(tmp_path, rate):
+    write_audio(tmp_path / "song.mp3", CLIP, rate)
+    samples, stated = audio._walk_mp3(tmp_path / "song.mp3")
+    assert stated and 0 <= samples - CLIP.shape[1] < 4 * 1152
+
+
+def test_what_the_library_does_not_give_is_told(tmp_path):
+    "Joined MP3s and Oggs: only the first is read, and the note says so."
+    for suffix in (".mp3", ".ogg"):
+        write_audio(tmp_path / f"one{suffix}", CLIP, 44100)
+        one = (tmp_path / f"one{suffix}").read_bytes()
+        (tmp_path / f"joined{suffix}").write_bytes(one + one + one)
+        recording = read_audio(tmp_path / f"joined{suffix}")
+        assert recording.frames == 3 * CLIP.shape[1] or "convert it to WAV" in recording.warnings[0]
+
+
+@pytest.mark.parametrize("arguments", (["-b:a", "128k", "-write_xing", "0"], ["-q:a", "4", "-write_xing", "0"], ["-q:a", "4"]))
+def test_an_mp3_without_a_count(tmp_path, arguments):
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("ffmpeg is not installed")
+    write_audio(tmp_path / "song.wav", CLIP, 44100)
+    subprocess.run(["ffmpeg", "-v", "error", "-i", tmp_path / "song.wav", "-c:a", "libmp3lame", *arguments, tmp_path / "song.mp3"], check=True)
+    recording = read_audio(tmp_path / "song.mp3")
+    whole = abs(recording.frames - CLIP.shape[1]) < 4 * 1152
+    assert whole != any("in part" in note for note in recording.warnings)
+    assert not any("cut short" in note for note in recording.warnings)
+
+
+@pytest.mark.parametrize("layout, channels", (("3.0", 3), ("5.0", 5), ("5.1", 6), ("6.1", 7), ("7.1", 8)))
+def test_vorbis_keeps_surround_channels_in_their_places(tmp_path, layout, channels):
+    "One tone a channel, written by us and read by ffmpeg, and the other way round."
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("ffmpeg is not installed")
+    tones = np.stack([0.3 * np.sin(2 * np.pi * 40 * (k + 1) * np.arange(44100) / 44100) for k in range(channels)])
+    pitches = [40 * (k + 1) for k in range(channels)]
+
+    def heard(samples):
+        return [int(round(np.abs(np.fft.rfft(channel[:44100])).argmax())) for channel in samples]
+
+    write_audio(tmp_path / "ours.ogg", tones, 44100)
+    assert heard(read_audio(tmp_path / "ours.ogg").samples) == pitches
+    subprocess.run(["ffmpeg", "-v", "error", "-i", tmp_path / "ours.ogg", tmp_path / "theirs.wav"], check=True)
+    assert heard(soundfile.read(tmp_path / "theirs.wav")[0].T) == pitches
 
 
 def test_real_songs_are_whole(songs):

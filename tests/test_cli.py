@@ -318,6 +318,28 @@ def test_a_folder_scan_takes_songs_only(tmp_path, capsys):
     assert code == 0 and not errors and [report["style"] for report in json.loads(printed)] == ["s50_a50"]
 
 
+def test_closed_and_narrow_outputs(song, tmp_path, command):
+    "No standard output, no standard error, an ASCII terminal, a reader that goes away: the work is done all the same."
+    shell = f"{command[0]} enhance {song} -o {tmp_path}/"
+    for tail in ("a.wav >&-", "b.wav 2>&-", "c.wav | true"):
+        subprocess.run(["bash", "-c", shell + tail], check=True, capture_output=True)
+    assert all((tmp_path / f"{name}.wav").is_file() for name in "abc")
+    os.rename(song, tmp_path / "é日🎵.wav")
+    done = subprocess.run([*command, "info", "--json", tmp_path / "é日🎵.wav"], capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert json.loads(done.stdout)[0]["file"].endswith("é日🎵.wav")
+
+
+def test_an_empty_argument_is_not_the_current_folder(tmp_path, capsys, monkeypatch, song):
+    monkeypatch.chdir(tmp_path)
+    code, printed, errors = call(capsys, "enhance", "", "-o", "out")
+    assert code == 2 and not printed and len(errors) == 1 and not (tmp_path / "out").exists()
+
+
+def test_overwriting_keeps_the_permissions(song, capsys):
+    song.chmod(0o600)
+    assert call(capsys, "enhance", song, "-o", song, "--overwrite")[0] == 0 and song.stat().st_mode & 0o777 == 0o600
+
+
 def test_too_little_memory_is_one_line(tmp_path):
     "Under a limit that lets torch start but not a long song through."
     write_audio(tmp_path / "long.wav", np.tile(CLIP, 300), 44100)
@@ -330,7 +352,7 @@ def test_too_little_memory_is_one_line(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["long.wav"]
 
 
-@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 def test_a_polite_kill_leaves_no_partial_file(tmp_path, command, number):
     "Once while it works, and then at the moment the temporary file exists, which takes a few tries to hit."
     write_audio(tmp_path / "long.wav", np.tile(demo_clip(), 25), 44100)

@@ -86,7 +86,8 @@ def describe_enhanced(report):
 
 def describe_inspected(report):
     "Some lines for one inspected file."
-    tags = "".join(f"\n  {key:<9} {value}" for key, value in report["tags"].items() if value)
+    printable = {key: "".join(c if c.isprintable() else " " for c in value) for key, value in report["tags"].items()}
+    tags = "".join(f"\n  {key:<9} {value}" for key, value in printable.items())
     return "\n".join([report["file"], f"  sound     {report['seconds']:.2f} s, {_channels(report['channels'])}, {report['sample_rate']} Hz, {report['format']}",
                       f"  level     {_level(report['lufs'], report['dbtp']).strip()}", f"  spectrum  {report['spectrum']}{tags}", *_notes(report)])
 
@@ -100,6 +101,14 @@ def _each(jobs, work, describe, as_json):
     "Run `work` on each job, print each result, list the failures; the exit code."
     from timbre_palette.audio import PaletteError
     reports, failures = [], []
+
+    def show(text):
+        "Print a result; if its reader has gone, go on in silence."
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")
+
     for job in jobs:
         try:
             reports.append(work(job))
@@ -107,9 +116,9 @@ def _each(jobs, work, describe, as_json):
             failures.append(_message(error))
             continue
         if not as_json:
-            print(describe(reports[-1]), flush=True)
+            show(describe(reports[-1]))
     if as_json and (reports or len(jobs) > 1):
-        print(json.dumps(reports, indent=2, ensure_ascii=False))
+        show(json.dumps(reports, indent=2))
     for failure in failures:
         print(failure, file=sys.stderr)
     if failures and len(jobs) > 1:
@@ -183,9 +192,6 @@ def main(arguments=None):
         from timbre_palette.audio import PaletteError
         try:
             return options.run(options)
-        except BrokenPipeError:  # whoever read our output has gone
-            sys.stdout = open(os.devnull, "w")
-            return 0
         except (PaletteError, OSError) as error:
             print(_message(error), file=sys.stderr)
             return 2
@@ -199,8 +205,14 @@ def run():
         "Unwind as after Ctrl-C."
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
+    if sys.stdout:  # None where it was closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
+    if sys.stderr:
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    else:
+        sys.stderr = open(os.devnull, "w")
     sys.exit(main())

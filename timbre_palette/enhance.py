@@ -195,6 +195,8 @@ SUFFIXES = (*CONTAINERS, ".oga", ".opus", ".caf", ".au", ".w64", ".rf64", *AV_SU
 
 def _expand(pattern, output):
     "Pairs of a file and its place below the output folder for one argument: a file, a folder or a pattern."
+    if not str(pattern):
+        raise PaletteError("an input is empty; name a file, a folder or a pattern")
     path = Path(pattern)
     if path.is_dir():
         results = output.resolve() if path.resolve() in output.resolve().parents else None  # earlier ones, inside the input

@@ -8,7 +8,7 @@ __all__ = ['BANDS', 'si_snr', 'sd_sdr', 'stft_distance', 'average_spectrum', 'ba
 # %% ../nbs/10_metrics.ipynb #imports
 import numpy as np
 import torch
-from scipy.signal import welch
+from scipy.signal import periodogram, welch
 
 from .filters import as_double
 from .losses import stft_magnitude
@@ -53,7 +53,10 @@ def stft_distance(output, target):
 def _density(samples, sample_rate):
     "Welch's power density of samples `(channels, time)`: `(hz, density)`; clips under 256 samples are padded."
     samples = np.pad(samples, ((0, 0), (0, max(0, 256 - samples.shape[-1]))))
-    return welch(samples, sample_rate, nperseg=min(samples.shape[-1], 16384), detrend=False, axis=-1)
+    hz, density = welch(samples, sample_rate, nperseg=min(samples.shape[-1], 16384), detrend=False, axis=-1)
+    if not density.any():  # all of the sound lies where the windows are zero
+        hz, density = periodogram(samples, sample_rate, detrend=False, axis=-1)
+    return hz, density
 
 def average_spectrum(samples, sample_rate, octave=1 / 3):
     """Level in dB by frequency of samples `(channels, time)`: `(centres_hz, level_db)`, NumPy.
