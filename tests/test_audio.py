@@ -39,6 +39,7 @@ def test_a_whole_file_has_no_warning_and_its_length(tmp_path, suffix):
         write_audio(tmp_path / f"whole{suffix}", CLIP[:, :frames], 44100)
         recording = read_audio(tmp_path / f"whole{suffix}")
         assert recording.frames == frames and not recording.warnings
+        assert not read_audio(tmp_path / f"whole{suffix}", start=frames // 2).warnings  # a part is not a cut
 
 
 @pytest.mark.parametrize("kind", ("RF64", "W64", "AU"))

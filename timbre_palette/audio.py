@@ -202,7 +202,7 @@ def _read_with_soundfile(path, start, frames, progress):
             container, subtype, sample_rate, channels = file.format, file.subtype, file.samplerate, file.channels
     except (soundfile.SoundFileError, TypeError) as error:
         raise PaletteError(f"{path}: is not audio that can be read ({_one_line(error)})") from None
-    warnings = _what_is_missing(path, container, got, expected, sample_rate) if frames is None and got else ()
+    warnings = _what_is_missing(path, container, got, expected, sample_rate) if frames is None and not start and got else ()
     samples = np.concatenate(blocks).T if blocks else np.zeros((channels, 0), np.float32)
     if subtype == "VORBIS":
         samples = samples[VORBIS_ORDER.get(channels, slice(None))]
