@@ -16,7 +16,7 @@ import torch
 from scipy.signal import ShortTimeFFT, get_window, sosfilt
 
 from .audio import PaletteError
-from .filters import bandpass_sos, fft_filter, peaking, peaking_sos, spectral_tilt, tilt_gain_db, tilt_reference
+from .filters import bandpass_sos, fft_filter, peaking, peaking_sos, per_item, spectral_tilt, tilt_gain_db, tilt_reference
 from .loudness import integrated_loudness, loudness_reference
 
 # %% ../nbs/06_anchors.ipynb #normalise-style
@@ -64,18 +64,14 @@ def fullness_reference(x, sample_rate, strength=1.0):
     x = sosfilt(peaking_sos(sample_rate, PEAK_HZ, PEAK_DB * strength, PEAK_Q), x)
     return (1 - strength) * x + strength * np.tanh(x + 0.3 * np.tanh(0.2 * x))
 
-# %% ../nbs/06_anchors.ipynb #per-item
-def _per_item(strength, x):
-    "A strength, a number or one an item, as `(batch, 1, 1)` like `x`."
-    return torch.as_tensor(strength, dtype=x.dtype, device=x.device).expand(x.shape[0]).reshape(-1, 1, 1)
-
+# %% ../nbs/06_anchors.ipynb #unless-zero
 def _unless_zero(strength, x, y):
     "`y`, but exactly `x` where the strength is 0; its gradients are those of `y` everywhere."
     return torch.where(strength == 0, x.detach() + (y - y.detach()), y)
 
 def fullness(x, sample_rate, strength=1.0):
     "Fullness of `x` `(batch, channels, time)`; `strength` 0 to 1, a number or `(batch,)` (paper, algorithm 1)."
-    s = _per_item(strength, x)
+    s = per_item(strength, x)
     y = fft_filter(x, peaking(sample_rate, PEAK_HZ, PEAK_DB * s.flatten(), PEAK_Q))
     y = torch.lerp(y, torch.tanh(y + 0.3 * torch.tanh(0.2 * y)), s)
     return _unless_zero(s, x, y)
@@ -95,7 +91,7 @@ def warmth_reference(x, sample_rate, strength=1.0):
 def warmth(x, sample_rate, strength=1.0):
     "Warmth of `x` `(batch, channels, time)`; `strength` 0 to 1, a number or `(batch,)` (paper, algorithm 2)."
     middle = fft_filter(x, bandpass_sos(sample_rate, *BAND_HZ))
-    return x + _per_item(strength, x) * (torch.tanh(DRIVE * middle) - middle)
+    return x + per_item(strength, x) * (torch.tanh(DRIVE * middle) - middle)
 
 # %% ../nbs/06_anchors.ipynb #layeredness-reference
 TARGET_LUFS, SLOPE_DB, PIVOT_HZ = -14.0, -1.5, 1000.0
@@ -118,7 +114,7 @@ def _loudness_gain(x, sample_rate, strength):
 
 def layeredness(x, sample_rate, strength=1.0):
     "Layeredness of `x` `(batch, channels, time)`; `strength` 0 to 1, a number or `(batch,)` (paper, algorithm 3)."
-    m = _per_item(strength, x)
+    m = per_item(strength, x)
     y = spectral_tilt(x * _loudness_gain(x, sample_rate, m), sample_rate, SLOPE_DB * m, PIVOT_HZ)
     return _unless_zero(m, x, y)
 
@@ -193,14 +189,14 @@ def _like(values, x):
 
 def fullness_stft(x, sample_rate, strength=1.0):
     "Fullness on the short-time spectrum of `x` `(batch, channels, time)` (paper, section 3.3.1)."
-    s = _per_item(strength, x)
+    s = per_item(strength, x)
     curve = s[..., None] * _like(_bell_db(sample_rate), x)[:, None]
     y = _through_stft(x, lambda spectrum: curve)
     return _unless_zero(s, x, torch.lerp(y, torch.tanh(y), s))
 
 def warmth_stft(x, sample_rate, strength=1.0):
     "Warmth as a complementary equaliser of `x` `(batch, channels, time)` (paper, section 3.3.1)."
-    a = _per_item(strength, x)
+    a = per_item(strength, x)
     mean_over, interpolate = (_like(matrix, x) for matrix in _band_matrices(sample_rate))
 
     def gain_db(spectrum):
@@ -212,7 +208,7 @@ def warmth_stft(x, sample_rate, strength=1.0):
 
 def layeredness_stft(x, sample_rate, strength=1.0):
     "Loudness to the target, then the tilt on the short-time spectrum of `x` `(batch, channels, time)` (paper, section 3.3.1)."
-    m = _per_item(strength, x)
+    m = per_item(strength, x)
     tilt = _like(tilt_gain_db(np.arange(N_FFT // 2 + 1) * sample_rate / N_FFT, SLOPE_DB, PIVOT_HZ), x)[:, None]
     y = _through_stft(x * _loudness_gain(x, sample_rate, m), lambda spectrum: m[..., None] * tilt)
     return _unless_zero(m, x, y)

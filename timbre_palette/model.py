@@ -9,8 +9,10 @@ __all__ = ['VERSIONS', 'Upsample', 'Transposed', 'ConditionalWaveUNet']
 import torch
 from torch import nn
 
+from .anchors import normalise_style
 from .audio import PaletteError
 from .checkpoint import Pretrained, register
+from .filters import per_item
 
 # %% ../nbs/14_model.ipynb #up-layers
 class Upsample(nn.Sequential):
@@ -62,6 +64,14 @@ class ConditionalWaveUNet(Pretrained):
         for up, merge, skip in zip(self.up, self.merge, reversed(skips)):
             hidden = merge(torch.cat([up(hidden)[..., :skip.shape[-1]], skip], dim=1))
         return torch.tanh(self.leave(hidden)).reshape(x.shape)
+
+    def render(self, x, sample_rate, weights, amount=1.0):
+        """`x` in a style, as `anchors.palette` is called: the network's output mixed into the input by `amount`.
+
+        The network knows no rate and no amount: it was trained at `RATE`, and on corners alone.
+        """
+        output = self(x, torch.as_tensor(normalise_style(weights), dtype=x.dtype, device=x.device))
+        return torch.lerp(x, output.to(x.dtype), per_item(amount, x))
 
     def _embed(self, style, x):
         "The style's contribution at the bottleneck, `(batch · channels, width, 1)`, or 0 without styles."
