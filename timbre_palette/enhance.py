@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'DEVICES', 'BIT_DEPTHS', 'CLOSEST', 'CEILING_DBTP', 'MARGIN_DB', 'CLIPS', 'SUFFIXES', 'find_model',
-           'find_device', 'enhance', 'measure', 'choose_subtype', 'headroom_gain_db', 'check_settings', 'check_apart',
-           'enough_memory', 'enhance_file', 'plan_outputs', 'inspect_file']
+           'model_label', 'find_device', 'enhance', 'measure', 'choose_subtype', 'headroom_gain_db', 'check_settings',
+           'check_apart', 'enough_memory', 'enhance_file', 'plan_outputs', 'inspect_file']
 
 # %% ../nbs/26_enhance.ipynb #imports
 import glob
@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +24,40 @@ import torch
 from .anchors import palette, stage_strengths
 from .audio import AV_SUFFIXES, CONTAINERS, PaletteError, check_output, db_to_gain, read_audio, write_audio
 from .blend import parse_style, style_name
+from .checkpoint import Pretrained
 from .loudness import integrated_loudness, true_peak_db
 from .metrics import describe_spectrum
 
 # %% ../nbs/26_enhance.ipynb #models
-MODELS = {"dsp": palette}
+MODELS = {"graybox": "gray-box", "waveunet-v2": "TimbrePalette (paper)", "dsp": "exact palette"}
+
+@lru_cache
+def _shipped_model(name):
+    "A shipped model, read once."
+    return Pretrained.from_pretrained(name)
 
 def find_model(name):
-    "The rendering function of a model; raises `PaletteError` with the list if there is none of that name."
-    if name not in MODELS:
-        raise PaletteError(f"unknown model {name!r}; use one of {', '.join(MODELS)}")
-    return MODELS[name]
+    """The rendering function of a model, with the signature of `palette`: a key of `MODELS`, a folder with weights, or `owner/name` on the Hub.
+
+    Raises `PaletteError` with the list if there is none of that name, or the weights are of something else.
+    """
+    if name == "dsp":
+        return palette
+    if name not in MODELS and not Path(name).is_dir() and "/" not in str(name):
+        raise PaletteError(f"unknown model {name!r}; use {', '.join(MODELS)}, or a folder with weights")
+    model = _shipped_model(name) if name in MODELS else Pretrained.from_pretrained(name)
+    if not hasattr(model, "render"):
+        raise PaletteError(f"{name}: holds a {type(model).__name__}, which does not render styles")
+
+    def render(x, *settings):
+        "The model, where its input is."
+        return model.to(x.device).render(x, *settings)
+
+    return render
+
+def model_label(name):
+    "What a model is called in tables and reports."
+    return MODELS.get(name, str(name))
 
 # %% ../nbs/26_enhance.ipynb #find-device
 DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -48,11 +72,11 @@ def find_device(name):
         raise PaletteError(f"device {name!r} is not available here; use cpu") from None
 
 # %% ../nbs/26_enhance.ipynb #enhance
-def enhance(samples, sample_rate, style="s80_a10_m10", amount=1.0, model="dsp", device="cpu"):
+def enhance(samples, sample_rate, style="s80_a10_m10", amount=1.0, model="graybox", device="cpu"):
     """Samples `(channels, time)` in the given style, as float32 of the same shape; NumPy in, NumPy out.
 
-    `style` is a name (see `blend.parse_style`) or three weights, `amount` 0 to 1, `model` a key of
-    `MODELS`, `device` a torch device. Nothing is clipped. Raises `PaletteError` for a style,
+    `style` is a name (see `blend.parse_style`) or three weights, `amount` 0 to 1, `model` as in
+    `find_model`, `device` a torch device. Nothing is clipped. Raises `PaletteError` for a style,
     amount, model or device that does not exist.
     """
     render, weights = find_model(model), parse_style(style)
@@ -105,7 +129,7 @@ def headroom_gain_db(peak_dbtp, subtype, clip="scale"):
     return CEILING_DBTP - MARGIN_DB - peak_dbtp
 
 # %% ../nbs/26_enhance.ipynb #check-settings
-def check_settings(style="s80_a10_m10", amount=1.0, model="dsp", bits="auto", clip="scale", device="cpu"):
+def check_settings(style="s80_a10_m10", amount=1.0, model="graybox", bits="auto", clip="scale", device="cpu"):
     "The weights of the style, once all settings have been found to exist; raises `PaletteError` for the first that does not."
     weights = parse_style(style)
     stage_strengths(weights, amount)
@@ -146,7 +170,7 @@ def _finite(value, digits=3):
     "A level for a report: rounded, or None where there is none."
     return round(value, digits) if math.isfinite(value) else None
 
-def enhance_file(source, destination, style="s80_a10_m10", amount=1.0, model="dsp", bits="auto", clip="scale",
+def enhance_file(source, destination, style="s80_a10_m10", amount=1.0, model="graybox", bits="auto", clip="scale",
                  overwrite=False, device="cpu", progress=None):
     """Enhance the file `source` into `destination`, whose suffix chooses the format; a report as a dictionary.
 
