@@ -45,7 +45,7 @@ def draw():
     from timbre_palette.synth import demo_clip
 
     clip = demo_clip()
-    styles = {name: enhance(clip, 44100, name) for name in ("fullness", "warmth", "layeredness", "s33_a33_m33")}
+    styles = {name: enhance(clip, 44100, name, model="dsp") for name in ("fullness", "warmth", "layeredness", "s33_a33_m33")}
     figure = plot_spectra({"the dry clip": clip, **styles}, 44100)
     figure.set_size_inches(9, 5)
     (root / "nbs/images").mkdir(exist_ok=True)

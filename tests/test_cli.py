@@ -177,7 +177,7 @@ def test_hard_cases_work(name, samples, rate, suffix, model, style, tmp_path, ca
     elif suffix in (".wav", ".flac") and model != "waveunet-v2":
         reference = palette_reference(before.samples, rate, {"s33_a33_m33": [1, 1, 1]}.get(style) or np.eye(3)[STYLES.index(style)])
         gain = np.abs(after.samples).max() / np.abs(reference).max()
-        assert gain <= 1 + 1e-3 and np.abs(after.samples - gain * reference).max() < {"dsp": 2e-3, "graybox": 0.03}[model]
+        assert gain <= 1 + {"dsp": 1e-3, "graybox": 0.01}[model] and np.abs(after.samples - gain * reference).max() < {"dsp": 2e-3, "graybox": 0.03}[model]
 
 
 def test_a_cut_song_is_enhanced_with_a_warning(tmp_path, capsys):
@@ -386,7 +386,7 @@ def test_demo_without_torchaudio(tmp_path):
     code = f"import sys; sys.modules['torchaudio'] = None; from timbre_palette.cli import main; sys.exit(main(['demo', '-o', {str(tmp_path / 'demo')!r}]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.suffix for path in (tmp_path / "demo").iterdir()) == [".html", ".png", *[".wav"] * 7]
+    assert sorted(path.suffix for path in (tmp_path / "demo").iterdir()) == [".html", ".png", *[".wav"] * 16]
 
 
 def test_info_in_words(song, capsys):

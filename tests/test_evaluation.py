@@ -32,7 +32,7 @@ def test_the_table_has_its_rows(folder, capsys):
     assert rows["identity", "si_snr"]["over_identity"] == 0
     assert rows["dsp", "stft_distance"] == {**rows["oracle", "stft_distance"], "model": "dsp"}
     for row in rows.values():
-        assert np.isclose(row["mean"], np.mean([row[style] for style in ("s100", "a100", "m100")]))
+        assert np.isclose(row["mean"], np.mean([row[style] for style in ("fullness", "warmth", "layeredness")]))
 
 
 def test_the_papers_model_carries_its_name(folder, capsys):

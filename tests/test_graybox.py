@@ -105,7 +105,7 @@ def test_shipped_graybox_on_every_test_song(songs):
     rows = {(row["model"], row["measure"]): row for row in summarise(evaluate({**YARDSTICKS, "graybox": model}, tracks))}
     snr, distance = rows["graybox", "si_snr"], rows["graybox", "stft_distance"]
     print({name: value for name, value in snr.items()}, distance["mean"], rows["identity", "stft_distance"]["mean"])
-    assert snr["mean"] >= 55 and min(snr[style] for style in ("s100", "a100", "m100")) >= 50
+    assert snr["mean"] >= 55 and min(snr[style] for style in ("fullness", "warmth", "layeredness")) >= 50
     assert distance["mean"] <= rows["identity", "stft_distance"]["mean"] / 100
     assert not snr["inverted"]
 

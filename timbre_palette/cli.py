@@ -158,7 +158,7 @@ STAGES = {"reading": (0, 20), "measuring": (20, 35), "enhancing": (35, 75), "wri
 def run_enhance(options):
     "`timbre-palette enhance`."
     from tqdm import tqdm
-    from timbre_palette.audio import CONTAINERS, PaletteError, made_folder
+    from timbre_palette.audio import CONTAINERS, PaletteError, keep_freed_memory, made_folder
     from timbre_palette.enhance import check_settings, choose_subtype, enhance_file, plan_outputs
     settings = {name: getattr(options, name) for name in ("style", "amount", "model", "bits", "clip", "device")}
     check_settings(**settings)
@@ -168,6 +168,7 @@ def run_enhance(options):
     if suffix:
         choose_subtype(CONTAINERS[suffix], options.bits, "PCM_16")
     plan = plan_outputs(options.input, options.out, suffix, options.overwrite)
+    keep_freed_memory()
     into_folder = plan[0][1] != Path(options.out)  # a file that was named must have its folder already
 
     with (made_folder(options.out) if into_folder else nullcontext(),
@@ -219,7 +220,7 @@ def _count_songs(bar):
 def run_evaluate(options):
     "`timbre-palette evaluate`."
     from tqdm import tqdm
-    from timbre_palette.audio import PaletteError
+    from timbre_palette.audio import PaletteError, keep_freed_memory
     from timbre_palette.data import find_tracks
     from timbre_palette.enhance import find_model
     from timbre_palette.evaluation import WRITERS, YARDSTICKS, evaluate, evaluate_blends, summarise
@@ -227,13 +228,14 @@ def run_evaluate(options):
         raise PaletteError(f"unknown table layout {options.layout!r}; use {', '.join(WRITERS)}")
     if not 0 < options.seconds < 1e6 or options.blends < 0 or options.seed < 0:
         raise PaletteError("--seconds is a number above 0, --blends and --seed are whole numbers of 0 or more")
+    keep_freed_memory()
     folder = Path(options.data)
     models = {**YARDSTICKS, **{name: find_model(name) for name in options.models}}
     tracks = find_tracks(folder / "test" if (folder / "test").is_dir() else folder, tqdm.write)
     with tqdm(leave=False, disable=None, desc="scoring") as bar:
         records = (evaluate_blends(models, tracks, options.blends, options.seed, options.seconds, _count_songs(bar)) if options.blends
                    else evaluate(models, tracks, seconds=options.seconds, progress=_count_songs(bar)))
-    print(_table(summarise(records), options.layout))
+    print(_table(summarise(records, each_style=not options.blends), options.layout))
     return 0
 
 # %% ../nbs/44_cli.ipynb #run-train

@@ -14,7 +14,7 @@ from collections import defaultdict
 import numpy as np
 import torch
 
-from .anchors import palette, palette_reference
+from .anchors import STYLES, palette, palette_reference
 from .audio import PaletteError
 from .blend import parse_style, style_name
 from .data import excerpt
@@ -69,13 +69,17 @@ def _score_song(models, track, settings, seconds):
         for name, model in models.items():
             with torch.inference_mode():
                 output = model(x, rate, weights, amount)
-            records.append({"model": name, "song": track.path.name, "style": style_name(weights), "amount": float(amount), **score(output, target)})
+            records.append({"model": name, "song": track.path.name, "style": _label(weights), "amount": float(amount), **score(output, target)})
     return records
 
+def _label(weights):
+    "A style's name: of a corner the word, else percentages."
+    return STYLES[weights.argmax()] if weights.max() == 1 else style_name(weights)
+
 # %% ../nbs/32_evaluation.ipynb #summary
-def summarise(records):
+def summarise(records, each_style=True):
     """One row for each model and measure, a dictionary: the mean over songs of each style, their `mean`, the `worst` song's
-    value and name, and the gain of the mean over identity's, where identity was scored."""
+    value and name, and the gain of the mean over identity's, where identity was scored. Without `each_style` only their mean."""
     values, names = defaultdict(lambda: defaultdict(list)), defaultdict(list)
     for record in records:
         for measure in MEASURES:
@@ -86,7 +90,7 @@ def summarise(records):
         means = {style: float(np.mean([value for value, _ in pairs])) for style, pairs in styles.items()}
         sign = -1 if measure == "stft_distance" else 1
         worst, song = min((pair for pairs in styles.values() for pair in pairs), key=lambda pair: sign * pair[0])
-        rows.append({"model": model, "measure": measure, **means, "mean": float(np.mean(list(means.values()))), "worst": worst, "worst_song": song,
+        rows.append({"model": model, "measure": measure, **(means if each_style else {}), "mean": float(np.mean(list(means.values()))), "worst": worst, "worst_song": song,
                      "inverted": int(np.sum(names[model]))})
     untouched = {row["measure"]: row["mean"] for row in rows if row["model"] == "identity"}
     return [{**row, "over_identity": row["mean"] - untouched[row["measure"]]} if untouched else row for row in rows]
@@ -96,7 +100,7 @@ def _shown(value):
     "A cell as text."
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.1f}" if abs(value) >= 1.5 else f"{value:.4f}"
+    return "0" if value == 0 else f"{value:.1f}" if abs(value) >= 1.5 else f"{value:.4f}"
 
 def _as_csv(rows, columns):
     "Comma-separated values."

@@ -88,8 +88,8 @@ class Waveshaper(nn.Module):
 
     def curve(self, x):
         "The curve at `x`."
-        units = zip(self.share.softmax(0), self.log_drive.exp())
-        return sum(share * torch.tanh(drive * x) / drive for share, drive in units)
+        drives = self.log_drive.exp()
+        return sum(weight * torch.tanh(drive * x) for weight, drive in zip(self.share.softmax(0) / drives, drives))
 
     def shape(self, x, controls):
         "`x` bent and amplified."

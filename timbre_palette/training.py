@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'SAVE_EVERY_S', 'PRECISIONS', 'OPTIMISERS', 'RECIPES', 'VALIDATION_SEED', 'save_state', 'load_state',
-           'fetch_ahead', 'validate', 'at_step_end', 'fit', 'PaletteObjective', 'Recipe', 'find_recipe',
-           'keep_freed_memory', 'hardware', 'train_palette']
+           'fetch_ahead', 'validate', 'at_step_end', 'fit', 'PaletteObjective', 'Recipe', 'find_recipe', 'hardware',
+           'train_palette']
 
 # %% ../nbs/20_training.ipynb #imports
-import ctypes
 import json
 import math
 import platform
@@ -24,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .anchors import palette
-from .audio import PaletteError, atomic_path
+from .audio import PaletteError, atomic_path, keep_freed_memory
 from .checkpoint import Pretrained, find_class, write_tensors
 from .data import DRAWS, Segments, describe_tracks, load_splits
 from .losses import LOSSES
@@ -138,6 +137,8 @@ def fit(model, objective, batches, validation, optimiser, scheduler, steps, fold
             bad = 0 if torch.isfinite(loss) else bad + 1
             if bad == PATIENCE:
                 raise PaletteError(f"{folder}: at step {step} the loss was not finite for the {PATIENCE}th time in a row; the last good state is kept")
+            if not loss.requires_grad:
+                raise PaletteError("this model gives no gradient at these sample rates; a Wave-U-Net learns at 44100 Hz only")
             if not bad:
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
@@ -255,14 +256,6 @@ def _read_recipe(path):
         return {**asdict(Recipe("")), **content.get("recipe", content)}
     except (ValueError, AttributeError, TypeError) as error:
         raise PaletteError(f"{path}: is not a card or a recipe ({' '.join(str(error).split())[:120]})") from None
-
-# %% ../nbs/20_training.ipynb #memory
-def keep_freed_memory():
-    "Let glibc keep large blocks for reuse, process-wide; training on a CPU becomes about 1.4 times faster. Does nothing elsewhere."
-    libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-    if libc:
-        for option, value in ((-4, 0), (-1, 2 ** 31 - 1), (-2, 2 ** 28)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-            libc.mallopt(option, value)
 
 # %% ../nbs/20_training.ipynb #train-palette
 VALIDATION_SEED = 10_000  # far from any step's segments
