@@ -6,11 +6,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from timbre_palette import filters
 from timbre_palette.anchors import STAGES, palette
 from timbre_palette.blend import crossfade
-from timbre_palette.losses import StableLoss
+from timbre_palette.graybox import GrayBox
+from timbre_palette.losses import RelativeLoss, StableLoss
 from timbre_palette.loudness import integrated_loudness, running_loudness, true_peak_db
 from timbre_palette.metrics import sd_sdr, si_snr, stft_distance
 
 STRENGTH = torch.tensor([0.3, 0.5])
+
+
+def graybox_on(device):
+    "A gray-box made on a device; fake parameters cannot be moved."
+    with torch.device(device):
+        return GrayBox()
+
+
 OPERATIONS = {
     **{stage.__name__: lambda x, stage=stage: stage(x, 44100, STRENGTH) for stage in STAGES["exact"]},
     "palette": lambda x: palette(x, 44100, [1, 1, 1], 0.5),
@@ -21,6 +30,8 @@ OPERATIONS = {
     "StableLoss": lambda x: StableLoss().to(x.device)(x, x),
     "si_snr": lambda x: si_snr(x, x), "sd_sdr": lambda x: sd_sdr(x, x), "stft_distance": lambda x: stft_distance(x, x),
     "peaking with learned gains": lambda x: filters.fft_filter(x, filters.peaking(44100, 150.0, torch.ones(2, device=x.device), 1.0)),
+    "GrayBox": lambda x: graybox_on(x.device)(x, 44100, torch.ones(2, 3, device=x.device) / 3),
+    "RelativeLoss": lambda x: RelativeLoss().to(x.device)(x, x),
     "sos_recursion": lambda x: filters.sos_recursion(x, filters.peaking_sos(44100, 150, 7, 1.0))[0],
 }
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import ROOT
 from timbre_palette.audio import PaletteError, write_audio
 from timbre_palette.checkpoint import WEIGHTS, Pretrained, shipped
 from timbre_palette.cli import main
@@ -143,3 +144,11 @@ def test_shipped_weights_can_be_made_again_from_their_card(name):
 
 def test_the_two_models_are_shipped():
     assert set(shipped()) >= {"graybox", "waveunet-v2"}
+
+
+def test_the_readme_gives_the_figures_of_the_cards():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("graybox", "waveunet-v2"):
+        for row in json.loads((WEIGHTS / name / "card.json").read_text(encoding="utf-8"))["metrics"]:
+            shown = f"{row['mean']:.4f}" if row["measure"] == "stft_distance" else f"{row['mean']:.1f} dB"
+            assert f"| {shown} |" in readme, (row["model"], shown)

@@ -217,6 +217,11 @@ def _count_songs(bar):
         bar.refresh()
     return progress
 
+def _report(message):
+    "A message beside a progress bar."
+    from tqdm import tqdm
+    tqdm.write(f"timbre-palette: {message}", file=sys.stderr)
+
 def run_evaluate(options):
     "`timbre-palette evaluate`."
     from tqdm import tqdm
@@ -231,7 +236,7 @@ def run_evaluate(options):
     keep_freed_memory()
     folder = Path(options.data)
     models = {**YARDSTICKS, **{name: find_model(name) for name in options.models}}
-    tracks = find_tracks(folder / "test" if (folder / "test").is_dir() else folder, tqdm.write)
+    tracks = find_tracks(folder / "test" if (folder / "test").is_dir() else folder, _report)
     with tqdm(leave=False, disable=None, desc="scoring") as bar:
         records = (evaluate_blends(models, tracks, options.blends, options.seed, options.seconds, _count_songs(bar)) if options.blends
                    else evaluate(models, tracks, seconds=options.seconds, progress=_count_songs(bar)))
@@ -254,7 +259,7 @@ def run_train(options):
                 bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()}, refresh=False)
                 bar.n = step
                 bar.refresh()
-            model = train_palette(recipe, options.data, options.out, device, tqdm.write, progress, made_again_by="timbre-palette train card.json --data DATA --out RUN")
+            model = train_palette(recipe, options.data, options.out, device, _report, progress, made_again_by="timbre-palette train card.json --data DATA --out RUN")
     except KeyboardInterrupt:
         print("timbre-palette: stopped; the same command goes on from the last saved step", file=sys.stderr)
         return 130

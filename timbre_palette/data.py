@@ -113,13 +113,24 @@ def read_mono(track, start, frames, sample_rate):
     return np.pad(samples[0, :frames], (0, max(0, frames - samples.shape[1])))
 
 def draw_segment(tracks, frames, sample_rate, rng, tries=8):
-    "A random segment of `frames` frames at `sample_rate` Hz from a random track, `(frames,)` float32; not silent if one of `tries` is not."
+    """A random segment of `frames` frames at `sample_rate` Hz from a random track, `(frames,)` float32.
+
+    A segment that is silent or cannot be read is drawn again, up to `tries` times. Raises `PaletteError` if none could be read.
+    """
+    segment = None
     for _ in range(tries):
         track = tracks[rng.integers(len(tracks))]
         room = track.frames - frames * track.sample_rate // sample_rate
-        segment = read_mono(track, int(rng.integers(max(1, room))), frames, sample_rate)
+        start = int(rng.integers(max(1, room)))
+        try:
+            segment = read_mono(track, start, frames, sample_rate)
+        except PaletteError as error:
+            unread = error
+            continue
         if rms_db(segment) > SILENT_DB:
             break
+    if segment is None:
+        raise unread
     return segment
 
 # %% ../nbs/18_data.ipynb #draw-styles

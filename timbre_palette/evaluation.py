@@ -40,7 +40,8 @@ def evaluate(models, tracks, styles=((1, 0, 0), (0, 1, 0), (0, 0, 1)), amount=1.
     """Score `models`, a dictionary of functions with the signature of `palette`, on the first `seconds` of `tracks`.
 
     A list of records: `model`, `song`, `style`, `amount` and the measures of `score`. `styles` are
-    anything `parse_style` takes. `progress(done, total)` counts songs.
+    anything `parse_style` takes. A song whose excerpt is silence is left out. `progress(done, total)`
+    counts songs. Raises `PaletteError` if nothing is left.
     """
     records = []
     settings = [(parse_style(style), amount) for style in styles]
@@ -48,7 +49,7 @@ def evaluate(models, tracks, styles=((1, 0, 0), (0, 1, 0), (0, 0, 1)), amount=1.
         records += _score_song(models, track, settings, seconds)
         if progress:
             progress(number + 1, len(tracks))
-    return records
+    return _some(records)
 
 def evaluate_blends(models, tracks, count=200, seed=0, seconds=10.0, progress=None):
     "Records as of `evaluate`, for `count` random styles (uniform on the simplex) at random amounts, each on one song in turn."
@@ -59,11 +60,19 @@ def evaluate_blends(models, tracks, count=200, seed=0, seconds=10.0, progress=No
         records += _score_song(models, tracks[k % len(tracks)], [(weights[k], amounts[k])], seconds)
         if progress:
             progress(k + 1, count)
+    return _some(records)
+
+def _some(records):
+    "The records, if there are any."
+    if not records:
+        raise PaletteError("these songs begin with silence only; score more --seconds of them")
     return records
 
 def _score_song(models, track, settings, seconds):
     "Records of all models for one song at some (weights, amount)."
     x, rate, records = excerpt(track, seconds), track.sample_rate, []
+    if not x.any():
+        return records
     for weights, amount in settings:
         target = torch.tensor(palette_reference(x[0].numpy(), rate, weights, amount)[None])
         for name, model in models.items():

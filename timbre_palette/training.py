@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .anchors import palette
-from .audio import PaletteError, atomic_path, keep_freed_memory
+from .audio import HIGHEST_RATE, PaletteError, atomic_path, keep_freed_memory
 from .checkpoint import Pretrained, find_class, write_tensors
 from .data import DRAWS, Segments, describe_tracks, load_splits
 from .losses import LOSSES
@@ -210,16 +210,22 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "sample_rates", tuple(self.sample_rates))
+        if isinstance(self.sample_rates, list):  # as JSON has it
+            object.__setattr__(self, "sample_rates", tuple(self.sample_rates))
         for name, choices in {"loss": LOSSES, "precision": PRECISIONS, "draw": DRAWS, "optimiser": OPTIMISERS}.items():
             if getattr(self, name) not in choices:
                 raise PaletteError(f"a recipe's {name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
         for name in ("steps", "batch", "validate_every", "validation_batches"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise PaletteError(f"a recipe's {name} is a whole number above 0, not {getattr(self, name)!r}")
-        for name in ("seconds", "learning_rate"):
-            if not isinstance(getattr(self, name), (int, float)) or not 0 < getattr(self, name) < math.inf:
-                raise PaletteError(f"a recipe's {name} is a number above 0, not {getattr(self, name)!r}")
+        for name, lowest in {"seconds": 0.01, "learning_rate": 0, "weight_decay": 0, "gain_db": 0, "seed": 0, "clip": 0}.items():
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and lowest <= value < math.inf or name == "clip" and value is None):
+                raise PaletteError(f"a recipe's {name} is a number of {lowest} or more, not {value!r}")
+        if type(self.seed) is not int or not isinstance(self.arguments, dict):
+            raise PaletteError("a recipe's seed is a whole number, its arguments a dictionary")
+        if not isinstance(self.sample_rates, tuple) or not self.sample_rates or not all(type(rate) is int and 1000 <= rate <= HIGHEST_RATE for rate in self.sample_rates):
+            raise PaletteError(f"a recipe's sample_rates are whole numbers of Hz from 1000, such as [44100, 48000], not {self.sample_rates!r}")
 
 RECIPES = {
     "graybox": Recipe("GrayBox", loss="relative", draw="blends", steps=3000, batch=12, seconds=1.0, sample_rates=(44100, 48000), gain_db=6.0,
@@ -286,10 +292,13 @@ def train_palette(recipe, data, folder, device="cpu", report=None, progress=None
     splits = load_splits(data, recipe.seed, report)
     if torch.device(device).type == "cpu":
         keep_freed_memory()
+    torch.manual_seed(recipe.seed)
+    try:
+        model = find_class(recipe.model)(**recipe.arguments).to(device)
+    except (KeyError, TypeError) as error:
+        raise PaletteError(f"this recipe's model cannot be built ({' '.join(str(error).split())[:120]}); check model and arguments") from None
     folder.mkdir(parents=True, exist_ok=True)
     _check_recipe(recipe, folder)
-    torch.manual_seed(recipe.seed)
-    model = find_class(recipe.model)(**recipe.arguments).to(device)
     drawing = {"size": recipe.batch, "seconds": recipe.seconds, "sample_rates": recipe.sample_rates, "draw": recipe.draw, "gain_db": recipe.gain_db}
     batches = Segments(splits["train"], **drawing, seed=recipe.seed)
     unchanging = Segments(splits["val"], **drawing, seed=recipe.seed + VALIDATION_SEED)
