@@ -76,11 +76,13 @@ def enhance(samples, sample_rate, style="s80_a10_m10", amount=1.0, model="graybo
     """Samples `(channels, time)` in the given style, as float32 of the same shape; NumPy in, NumPy out.
 
     `style` is a name (see `blend.parse_style`) or three weights, `amount` 0 to 1, `model` as in
-    `find_model`, `device` a torch device. Nothing is clipped. Raises `PaletteError` for a style,
+    `find_model`, `device` a torch device. Nothing is clipped; silence stays silence. Raises `PaletteError` for a style,
     amount, model or device that does not exist.
     """
     render, weights = find_model(model), parse_style(style)
     x = torch.tensor(np.asarray(samples, np.float32)[None], device=find_device(device))
+    if not x.any():  # a network may have an opinion on silence
+        return np.zeros(x.shape[1:], np.float32)
     with torch.inference_mode():
         return render(x, sample_rate, weights, amount)[0].cpu().numpy()
 

@@ -150,7 +150,7 @@ def fit(model, objective, batches, validation, optimiser, scheduler, steps, fold
             if (step + 1) % validate_every == 0 or step + 1 == steps:
                 losses = reached["losses"]
                 row = {"step": step + 1, "train_loss": sum(losses) / max(len(losses), 1), **validate(model, objective, validation)}
-                reached["curve"].append({name: float(f"{value:.6g}") for name, value in row.items()})
+                reached["curve"].append({name: value if name == "step" else float(f"{value:.6g}") for name, value in row.items()})
                 reached["losses"] = []
                 if watcher:
                     for name, value in row.items():
