@@ -11,7 +11,7 @@ from timbre_palette import cli, enhance
 from timbre_palette.anchors import palette
 from timbre_palette.audio import write_audio
 from timbre_palette.cli import main
-from timbre_palette.data import find_tracks
+from timbre_palette.songs import find_tracks
 from timbre_palette.evaluation import evaluate, summarise
 from timbre_palette.synth import demo_clip
 

@@ -10,7 +10,8 @@ from conftest import ROOT, data_folder
 from timbre_palette import anchors, graybox
 from timbre_palette.anchors import palette
 from timbre_palette.audio import PaletteError, read_audio
-from timbre_palette.data import Segments, find_tracks
+from timbre_palette.data import Segments
+from timbre_palette.songs import find_tracks
 from timbre_palette.enhance import enhance, find_model
 from timbre_palette.evaluation import YARDSTICKS, evaluate, evaluate_blends, summarise
 from timbre_palette.graybox import GrayBox

@@ -14,7 +14,8 @@ from timbre_palette.audio import PaletteError, write_audio
 from timbre_palette.checkpoint import WEIGHTS, Pretrained, shipped
 from timbre_palette.cli import main
 from timbre_palette.synth import demo_clip
-from timbre_palette.training import RECIPES, find_recipe, fit
+from timbre_palette.recipe import RECIPES, find_recipe
+from timbre_palette.training import fit
 
 SMALL = ["batch=2", "seconds=0.25", "sample_rates=[8000]", "validate_every=10", "validation_batches=1"]
 RECIPE = {"graybox": ["graybox", "--set", *SMALL],
@@ -94,7 +95,7 @@ def test_losses_that_are_not_finite_end_the_run(tmp_path):
     optimiser = torch.optim.Adam(model.parameters())
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=30)
     before = model.weight.clone()
-    with pytest.raises(PaletteError, match="not finite"):
+    with pytest.raises(PaletteError, match="no finite loss"):
         fit(model, lambda model, batch: (model(torch.tensor([np.inf])).sum(), {}), range(30), [], optimiser, scheduler, 30, tmp_path, validate_every=99)
     assert torch.equal(model.weight, before)
 
@@ -114,7 +115,7 @@ def test_refusals_are_one_line(case, folder, tmp_path, capsys):
     elif case == "unknown setting": arguments += ["stepz=3"]
     elif case == "bad value": arguments += ["batch=many"]
     elif case == "a rate without gradient": arguments[0] = "waveunet-v2"
-    elif case == "other recipe": out.mkdir(); (out / "recipe.json").write_text("{}")
+    elif case == "other recipe": out.mkdir(); (out / "recipe.yaml").write_text("{}")
     elif case == "damaged state": out.mkdir(); (out / "state.safetensors").write_bytes(b"words")
     elif case == "a card without a recipe": arguments[0] = tmp_path / "card.json"; arguments[0].write_text('{"class": "GrayBox"}')
     elif case == "not json": arguments[0] = tmp_path / "card.json"; arguments[0].write_text("words")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MPEG_KBPS', 'AV_SUFFIXES', 'BLOCK', 'HIGHEST_RATE', 'LOUDEST', 'VORBIS_ORDER', 'TAGS', 'PCM', 'CONTAINERS',
            'WAV_BYTES', 'PCM_BITS', 'PaletteError', 'db_to_gain', 'gain_to_db', 'Recording', 'read_audio',
-           'atomic_path', 'made_folder', 'Container', 'check_output', 'write_audio', 'keep_freed_memory', 'resample',
-           'peak_db', 'rms_db']
+           'read_header', 'atomic_path', 'made_folder', 'Container', 'check_output', 'write_audio', 'keep_freed_memory',
+           'resample', 'peak_db', 'rms_db']
 
 # %% ../nbs/00_audio.ipynb #imports
 import ctypes
@@ -250,6 +250,23 @@ def read_audio(path, start=0, frames=None, progress=None):
     if np.abs(recording.samples).max() > LOUDEST:
         raise PaletteError(f"{path}: its samples reach {np.abs(recording.samples).max():.0e}, where full scale is 1; scale it down first")
     return recording
+
+# %% ../nbs/00_audio.ipynb #read-header
+def read_header(path):
+    """Sample rate in Hz and number of frames of an audio file, without reading its sound.
+
+    Raises `PaletteError` if there is no such file, it is not audio libsndfile reads, or it is empty.
+    """
+    path = Path(path)
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise PaletteError(f"{path}: is not a file that may be read")
+    try:
+        header = soundfile.info(_system_name(path))
+    except (soundfile.SoundFileError, TypeError) as error:
+        raise PaletteError(f"{path}: is not audio that can be read ({_one_line(error)})") from None
+    if not header.frames or not 0 < header.samplerate <= HIGHEST_RATE:
+        raise PaletteError(f"{path}: holds no audio ({header.frames} frames at {header.samplerate} Hz)")
+    return header.samplerate, header.frames
 
 # %% ../nbs/00_audio.ipynb #atomic-path
 @contextmanager

@@ -78,7 +78,7 @@ def _score_song(models, track, settings, seconds):
         for name, model in models.items():
             with torch.inference_mode():
                 output = model(x, rate, weights, amount)
-            records.append({"model": name, "song": track.path.name, "style": _label(weights), "amount": float(amount), **score(output, target)})
+            records.append({"model": name, "song": track.name, "style": _label(weights), "amount": float(amount), **score(output, target)})
     return records
 
 def _label(weights):
