@@ -67,8 +67,11 @@ def find_checkpoint(source, revision=None):
 def write_tensors(path, tensors, header=None):
     "Write a dictionary of tensors, and a header of strings, to the safetensors file `path`. Raises `PaletteError` where the system refuses."
     with atomic_path(path) as temporary:
+        temporary.touch()  # with the rights that any new file gets; safetensors has its own idea
+        mode = temporary.stat().st_mode
         try:
             save_file({name: value.detach().clone(memory_format=torch.contiguous_format).cpu() for name, value in tensors.items()}, temporary, header)
+            temporary.chmod(mode)
         except SafetensorError as error:
             raise OSError(" ".join(str(error).split())[:120]) from None
 

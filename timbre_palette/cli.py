@@ -125,8 +125,30 @@ def _message(error):
     text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
     return "timbre-palette: " + text.replace("\n", "\\n").replace("\r", "\\r")
 
-def _each(jobs, work, describe, as_json):
-    "Run `work` on each job, print each result, list the failures; the exit code."
+class _Alone:
+    "The one process there is, in the terms of Accelerate's `PartialState`."
+    is_main_process, local_process_index, num_processes = True, 0, 1
+
+    def split_between_processes(self, jobs):
+        "All jobs are ours."
+        return nullcontext(jobs)
+
+def _team(device="cpu"):
+    "Who works with this process: Accelerate's `PartialState` behind `accelerate launch`, else nobody."
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return _Alone()
+    from accelerate import PartialState
+    return PartialState(cpu=device == "cpu")
+
+def _from_all(team, values):
+    "The lists of all processes as one; it waits for them."
+    if team.num_processes == 1:
+        return values
+    from accelerate.utils import gather_object
+    return gather_object(values)
+
+def _each(jobs, work, describe, as_json, team=_Alone()):
+    "Run `work` on this process's part of the jobs, print each result, list the failures of all; the exit code."
     from timbre_palette.audio import PaletteError
     reports, failures = [], []
 
@@ -137,14 +159,18 @@ def _each(jobs, work, describe, as_json):
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w")
 
-    for job in jobs:
-        try:
-            reports.append(work(job))
-        except (PaletteError, OSError) as error:
-            failures.append(_message(error))
-            continue
-        if not as_json:
-            show(describe(reports[-1]))
+    with team.split_between_processes(jobs) as ours:
+        for job in ours:
+            try:
+                reports.append(work(job))
+            except (PaletteError, OSError) as error:
+                failures.append(_message(error))
+                continue
+            if not as_json:
+                show(describe(reports[-1]))
+    reports, failures = _from_all(team, reports), _from_all(team, failures)
+    if not team.is_main_process:
+        return 2 if failures else 0
     if as_json and (reports or len(jobs) > 1):
         show(json.dumps(reports, indent=2))
     for failure in failures:
@@ -168,12 +194,14 @@ def run_enhance(options):
         raise PaletteError(f"unknown format {options.format!r}; use {', '.join(name[1:] for name in CONTAINERS)}")
     if suffix:
         choose_subtype(CONTAINERS[suffix], options.bits, "PCM_16")
-    plan = plan_outputs(options.input, options.out, suffix, options.overwrite)
+    plan, team = plan_outputs(options.input, options.out, suffix, options.overwrite), _team(options.device)
+    if team.num_processes > 1 and options.device == "cuda":
+        settings["device"] = f"cuda:{team.local_process_index}"
     keep_freed_memory()
     into_folder = plan[0][1] != Path(options.out)  # a file that was named must have its folder already
 
     with (made_folder(options.out) if into_folder else nullcontext(),
-          tqdm(total=100 * len(plan), leave=False, disable=None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar):
+          tqdm(total=100 * len(plan), leave=False, disable=None if team.is_main_process else True, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar):
         def work(job):
             "One file, with the bar moving along."
             source, destination = job
@@ -191,7 +219,7 @@ def run_enhance(options):
                     return enhance_file(source, destination, **settings, overwrite=options.overwrite, progress=progress)
             finally:
                 bar.clear()
-        return _each(plan, work, describe_enhanced, options.json)
+        return _each(plan, work, describe_enhanced, options.json, team)
 
 # %% ../nbs/44_cli.ipynb #run-info
 def run_info(options):
@@ -227,17 +255,18 @@ def run_evaluate(options):
     "`timbre-palette evaluate`."
     from tqdm import tqdm
     from timbre_palette.audio import PaletteError, keep_freed_memory
-    from timbre_palette.songs import find_tracks
     from timbre_palette.enhance import find_model
     from timbre_palette.evaluation import WRITERS, YARDSTICKS, evaluate, evaluate_blends, summarise
+    from timbre_palette.songs import find_tracks, recognise
     if options.layout not in WRITERS:
         raise PaletteError(f"unknown table layout {options.layout!r}; use {', '.join(WRITERS)}")
     if not 0 < options.seconds < 1e6 or options.blends < 0 or options.seed < 0:
         raise PaletteError("--seconds is a number above 0, --blends and --seed are whole numbers of 0 or more")
     keep_freed_memory()
-    folder = Path(options.data)
+    place = Path(options.data)
     models = {**YARDSTICKS, **{name: find_model(name) for name in options.models}}
-    tracks = find_tracks(folder / "test" if (folder / "test").is_dir() else folder, _report)
+    tracks = find_tracks(place / "test" if (place / "test").is_dir() and not recognise(place) else place, _report)
+    tracks = [track for track in tracks if track.split == "test"] or tracks
     with tqdm(leave=False, disable=None, desc="scoring") as bar:
         records = (evaluate_blends(models, tracks, options.blends, options.seed, options.seconds, _count_songs(bar)) if options.blends
                    else evaluate(models, tracks, seconds=options.seconds, progress=_count_songs(bar)))

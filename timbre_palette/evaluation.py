@@ -36,7 +36,7 @@ def identity(x, sample_rate, weights, amount=1.0):
 YARDSTICKS = {"identity": identity, "oracle": palette}
 
 # %% ../nbs/32_evaluation.ipynb #evaluate
-def evaluate(models, tracks, styles=((1, 0, 0), (0, 1, 0), (0, 0, 1)), amount=1.0, seconds=10.0, progress=None):
+def evaluate(models, tracks, styles=STYLES, amount=1.0, seconds=10.0, progress=None):
     """Score `models`, a dictionary of functions with the signature of `palette`, on the first `seconds` of `tracks`.
 
     A list of records: `model`, `song`, `style`, `amount` and the measures of `score`. `styles` are

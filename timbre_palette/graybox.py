@@ -13,7 +13,7 @@ import torch
 from scipy.fft import next_fast_len
 from torch import nn
 
-from .audio import PaletteError
+from .audio import PaletteError, db_to_gain
 from .checkpoint import Pretrained, register
 from .filters import USABLE, per_item
 from .loudness import integrated_loudness
@@ -51,13 +51,17 @@ def apply_response(x, sample_rate, response):
     What rings for more than half a second is cut.
     """
     frames, ring = x.shape[-1], round(RING_S * sample_rate)
+
+    def sampled(n_fft):
+        "The response, for each item of the batch or for all."
+        spectrum = response(n_fft)
+        return spectrum[:, None] if spectrum.ndim > 1 else spectrum
+
     if frames + ring <= BLOCK:  # one FFT; what rings before the start lands past the end
         n_fft = next_fast_len(frames + ring, real=True)
-        spectrum = response(n_fft)
-        return torch.fft.irfft(torch.fft.rfft(x, n_fft) * (spectrum[:, None] if spectrum.ndim > 1 else spectrum), n_fft)[..., :frames]
+        return torch.fft.irfft(torch.fft.rfft(x, n_fft) * sampled(n_fft), n_fft)[..., :frames]
     n_fft = max(BLOCK, 2 ** math.ceil(math.log2(8 * ring)))
-    spectrum, hop = response(n_fft), n_fft - 2 * ring
-    spectrum = spectrum[:, None] if spectrum.ndim > 1 else spectrum
+    spectrum, hop = sampled(n_fft), n_fft - 2 * ring
     y = x.new_zeros(*x.shape[:-1], frames + hop + 2 * ring)
     for start in range(0, frames, hop):
         block = nn.functional.pad(x[..., start:start + hop], (ring, 0))
@@ -67,7 +71,7 @@ def apply_response(x, sample_rate, response):
 # %% ../nbs/16_graybox.ipynb #equaliser
 class Equaliser(nn.Module):
     "Peaking filters in series; `count` controls, their gains in dB."
-    def __init__(self, count=4, lowest_hz=60.0, highest_hz=12000.0):
+    def __init__(self, count=6, lowest_hz=60.0, highest_hz=12000.0):
         super().__init__()
         self.controls, self.scale = count, 10.0
         self.octave = nn.Parameter(torch.linspace(math.log2(lowest_hz), math.log2(highest_hz), count))  # log2 of Hz
@@ -94,7 +98,7 @@ class Waveshaper(nn.Module):
     def shape(self, x, controls):
         "`x` bent and amplified."
         gain_db, mix = controls[..., None].unbind(1)
-        return 10 ** (gain_db[..., None] / 20) * (x + mix[..., None] * (self.curve(x) - x))
+        return db_to_gain(gain_db[..., None]) * (x + mix[..., None] * (self.curve(x) - x))
 
     def forward(self, x, sample_rate, controls):
         return self.shape(x, controls)
@@ -124,7 +128,7 @@ class Level(nn.Module):
     controls, scale = 1, 10.0
 
     def forward(self, x, sample_rate, gain_db):
-        return x * 10 ** (gain_db[..., None] / 20)
+        return x * db_to_gain(gain_db[..., None])
 
 class ToneCurve(nn.Module):
     "A zero-phase gain by frequency; the controls are `points − 1` cosine amplitudes in dB."
@@ -146,7 +150,7 @@ class ToneCurve(nn.Module):
         def response(n_fft):
             "Factors `(batch, bins)`."
             hz = torch.arange(n_fft // 2 + 1, dtype=x.dtype, device=x.device) * (sample_rate / n_fft)
-            return 10 ** (self.gain_db(hz, amplitudes) / 20)
+            return db_to_gain(self.gain_db(hz, amplitudes))
         return apply_response(x, sample_rate, response)
 
 # %% ../nbs/16_graybox.ipynb #controller

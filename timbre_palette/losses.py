@@ -34,16 +34,11 @@ class StableLoss(nn.Module):
         return (output - target).abs().mean() + self.weight * (magnitudes[0] - magnitudes[1]).abs().mean()
 
 # %% ../nbs/08_losses.ipynb #relative-loss
-class RelativeLoss(nn.Module):
+class RelativeLoss(StableLoss):
     """L1 on the waveform and L1 on the STFT magnitude, each relative to the target's own mean, averaged over items.
 
     `forward(output, target)`, both `(batch, channels, time)`, gives a scalar. A target of silence counts as one of −120 dBFS.
     """
-    def __init__(self, weight=1.0, n_fft=2048, hop=512):
-        super().__init__()
-        self.weight, self.n_fft, self.hop = weight, n_fft, hop
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
-
     def forward(self, output, target):
         output, target = output.float().flatten(1), target.float().flatten(1)
         magnitudes = [stft_magnitude(signal, self.n_fft, self.hop, self.window).flatten(1) for signal in (output, target)]
