@@ -1,9 +1,14 @@
-"""Runs that are stopped, killed, resumed and refused, with the installed command."""
+"""Runs that are stopped, killed, resumed, shared and refused."""
 import json
+import multiprocessing
+import os
+import random
 import re
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +19,10 @@ from timbre_palette.audio import PaletteError, write_audio
 from timbre_palette.checkpoint import WEIGHTS, Pretrained, shipped
 from timbre_palette.cli import main
 from timbre_palette.synth import demo_clip
+from timbre_palette.data import Batch
+from timbre_palette.losses import LOSSES
 from timbre_palette.recipe import RECIPES, find_recipe
-from timbre_palette.training import fit
+from timbre_palette.training import PaletteObjective, fit
 
 SMALL = ["batch=2", "seconds=0.25", "sample_rates=[8000]", "validate_every=10", "validation_batches=1"]
 RECIPE = {"graybox": ["graybox", "--set", *SMALL],
@@ -90,19 +97,202 @@ def test_a_run_resumes_in_the_middle(folder, tmp_path, monkeypatch):
     assert len(seen) == 12
 
 
-def test_losses_that_are_not_finite_end_the_run(tmp_path):
-    model = torch.nn.Linear(1, 1)
-    optimiser = torch.optim.Adam(model.parameters())
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=30)
-    before = model.weight.clone()
-    with pytest.raises(PaletteError, match="no finite loss"):
-        fit(model, lambda model, batch: (model(torch.tensor([np.inf])).sum(), {}), range(30), [], optimiser, scheduler, 30, tmp_path, validate_every=99)
-    assert torch.equal(model.weight, before)
+KILLED = ["batch=4", "accumulate=2", "ema=0.9", "precision=bfloat16", "clip=1.0", "steps=300", "validate_every=10", "validation_batches=1",
+          "seconds=0.05", 'arguments={"width": 4, "depth": 2}']
+
+
+def train_and_tell(songs, out, pipe):
+    "A whole run that saves at every step and tells each, in a process of its own."
+    from timbre_palette import training
+    training.SAVE_EVERY_S = 0
+    torch.set_num_threads(1)  # steps of a millisecond
+    training.train_palette(find_recipe("paper-v2", KILLED), songs, out, "cpu", progress=lambda step, figures: pipe.send(step))
+
+
+def test_twenty_kills_at_random_steps_change_no_bit(folder, tmp_path):
+    "SIGKILL within 20 ms of a random step, twenty times: each time whole files, and at the end the weights of an undisturbed run."
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["timbre_palette.training", "accelerate", "torch.utils.tensorboard"])
+
+    def run(out, stop_at=None):
+        "Start or go on with a run; kill it soon after a step."
+        ours, theirs = processes.Pipe(duplex=False)
+        child = processes.Process(target=train_and_tell, args=(folder, tmp_path / out, theirs))
+        child.start()
+        theirs.close()
+        try:
+            while True:
+                if ours.recv() == stop_at:
+                    time.sleep(random.uniform(0, 0.02))
+                    os.kill(child.pid, signal.SIGKILL)
+                    break
+        except EOFError:
+            pass
+        child.join(120)
+        return child.exitcode
+
+    assert run("whole") == 0
+    for step in sorted(random.sample(range(3, 290), 20)):
+        assert run("killed", step) == -signal.SIGKILL, step
+        Pretrained.from_pretrained(tmp_path / "killed" / "best") if step >= 12 else None
+    assert run("killed") == 0
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert (tmp_path / "whole" / "state.safetensors").stat().st_size > 1000
+    curves = [json.loads((tmp_path / out / "best" / "card.json").read_text())["curve"] for out in ("whole", "killed")]
+    assert curves[0] == curves[1] and len(curves[0]) == 30
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from timbre_palette import training
+from timbre_palette.cli import main
+training.SAVE_EVERY_S = 0
+run = Path(sys.argv[-1])
+if (run / "state.safetensors").exists():  # files may grow no more: the state does not fit
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((run / "state.safetensors").stat().st_size // 2,) * 2)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_disk_that_fills_up_leaves_the_previous_checkpoint(folder, tmp_path):
+    (tmp_path / "full.py").write_text(FULL)
+    out = tmp_path / "run"
+    arguments = ["train", "graybox", "--set", *SMALL, "steps=4000", "--data", folder, "--device", "cpu", "--out", out]
+    first = subprocess.Popen([sys.executable, tmp_path / "full.py", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not (out / "best" / "card.json").exists() and first.poll() is None:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 130, first.stderr.read()
+    before = {path.name: path.read_bytes() for path in (out / "state.safetensors", *(out / "best").iterdir())}
+    full = subprocess.run([sys.executable, tmp_path / "full.py", *arguments], capture_output=True, text=True, timeout=120)
+    assert full.returncode == 2 and len(full.stderr.splitlines()) == 1 and "cannot be written" in full.stderr, full.stderr
+    assert before == {path.name: path.read_bytes() for path in (out / "state.safetensors", *(out / "best").iterdir())}
+    assert not list(out.rglob("*.part"))
+
+
+class Settled:
+    "A model of one weight, with what `fit` needs of one."
+    def __new__(cls):
+        from timbre_palette import checkpoint
+
+        @checkpoint.register
+        class OneGain(Pretrained):
+            "y = gain · x."
+            def __init__(self):
+                super().__init__()
+                self.gain = torch.nn.Parameter(torch.ones(()))
+
+            def render(self, x, sample_rate, weights, amount=1.0):
+                return x * self.gain
+
+        return OneGain()
+
+
+def one_gain_run(batches, folder, steps=30, **settings):
+    "`fit` on `OneGain`; the model, what was reached, what was reported."
+    model, reports = Settled(), []
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=steps)
+    folder.mkdir(exist_ok=True)
+    reached = fit(model, PaletteObjective(LOSSES["stable"]()), batches, [batches[99]], optimiser, scheduler, steps, folder, report=reports.append, **settings)
+    return model, reached, reports
+
+
+class Noise:
+    "Batches of noise, those of the steps in `bad` with one sample that is not a number."
+    def __init__(self, bad=()):
+        self.bad = bad
+
+    def __getitem__(self, step):
+        x = 0.1 * torch.randn(4, 1, 4000, generator=torch.Generator().manual_seed(step))
+        if step in self.bad:
+            x[3, 0, 17] = torch.nan
+        return Batch(x, 8000, np.eye(3)[[0, 1, 2, 0]], np.ones(4))
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_its_batch_kept(tmp_path):
+    model, reached, reports = one_gain_run(Noise({0, 7, 8}), tmp_path / "run", validate_every=10)
+    assert torch.isfinite(model.gain) and model.gain != 1 and reached["skipped"] == 3 and reached["step"] == 30
+    assert len(reports) == 3 and "step 8 was left out" in reports[1] and "loss is not finite" in reports[1]
+    kept = sorted((tmp_path / "run" / "bad").iterdir())
+    assert [path.name for path in kept] == [f"step-{step:07d}-process-0.safetensors" for step in (1, 8, 9)]
+    from safetensors.torch import load_file
+    assert torch.equal(load_file(kept[1])["x"].isnan(), Noise({7})[7].x.isnan())
+    undisturbed, _, _ = one_gain_run(Noise(), tmp_path / "other", validate_every=10)
+    assert torch.allclose(model.gain, undisturbed.gain, atol=0.05)
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_too(tmp_path):
+    class Cliff(PaletteObjective):
+        "A finite loss whose gradient is infinite at step 3."
+        def forward(self, model, batch):
+            loss, figures = super().forward(model, batch)
+            return (loss + (model.gain - model.gain.detach()).abs().sqrt(), figures) if batch.amount[0] == 0.5 else (loss, figures)
+
+    class Once(Noise):
+        def __getitem__(self, step):
+            batch = super().__getitem__(step)
+            return batch._replace(amount=np.full(4, 0.5)) if step == 3 else batch
+
+    model, reports = Settled(), []
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=6)
+    reached = fit(model, Cliff(LOSSES["stable"]()), Once(), [Noise()[99]], optimiser, scheduler, 6, tmp_path, report=reports.append)
+    assert torch.isfinite(model.gain) and reached["skipped"] == 1 and "gradient is not finite" in reports[0]
+
+
+def test_bad_steps_in_a_row_end_the_run_with_the_last_good_state(tmp_path, monkeypatch):
+    from timbre_palette import training
+    monkeypatch.setattr(training, "SAVE_EVERY_S", 0)
+    with pytest.raises(PaletteError, match="4 in a row") as stop:
+        one_gain_run(Noise(set(range(12, 99))), tmp_path / "run", validate_every=5, patience=4)
+    assert "\n" not in str(stop.value) and len(list((tmp_path / "run" / "bad").iterdir())) == 4
+    assert torch.isfinite(Pretrained.from_pretrained(tmp_path / "run" / "best").gain)
+    model, reached, _ = one_gain_run(Noise(), tmp_path / "run", validate_every=5)  # mended, it goes on
+    assert reached["step"] == 30 and torch.isfinite(model.gain)
+
+
+def test_a_step_in_parts_is_the_same_step(tmp_path):
+    "float32, where only the order of a sum differs."
+    gains = [one_gain_run(Noise(), tmp_path / str(parts), accumulate=parts)[0].gain for parts in (1, 2, 4)]
+    torch.testing.assert_close(gains[1], gains[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(gains[2], gains[0], rtol=1e-5, atol=0)
+
+
+def test_the_average_is_what_is_kept(tmp_path):
+    model, _, _ = one_gain_run(Noise(), tmp_path / "run", ema=0.9, validate_every=30)
+    kept = Pretrained.from_pretrained(tmp_path / "run" / "best").gain
+    assert kept != model.gain and abs(kept - model.gain) < 0.1
+
+
+SHARED = {"graybox": ["graybox", "--set", "batch=12", "seconds=0.25", "sample_rates=[8000]", "learning_rate=5e-4"],
+          "waveunet": ["paper-v2", "--set", "batch=4", "seconds=0.1", 'arguments={"width": 8, "depth": 2}', "precision=float32", "accumulate=2"]}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_two_processes_train_as_one(name, folder, tmp_path, command):
+    "Each sees half of every batch; over 50 steps the losses agree to 1e-4."
+    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    curves = {}
+    for out, launch in (("one", []), ("two", launcher)):
+        arguments = [*launch, *command, "train", *SHARED[name], "steps=50", "validate_every=1", "validation_batches=1", "--data", folder, "--out", tmp_path / out, "--device", "cpu"]
+        done = subprocess.run([str(argument) for argument in arguments], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        card = json.loads((tmp_path / out / "best" / "card.json").read_text())
+        curves[out] = np.array([[row["train_loss"], row["loss"]] for row in card["curve"]])
+    assert card["hardware"].startswith("2 processes")
+    assert curves["one"].shape == (50, 2) and np.ptp(curves["one"][:, 0]) > 0
+    difference = np.abs(curves["two"] / curves["one"] - 1).max()
+    print(f"{name}: two processes differ from one by {difference:.1e} at most")
+    assert difference < 1e-4
 
 
 REFUSED = {"no such folder": "no such folder", "one song": "one song", "no songs": "no songs", "unknown recipe": "unknown recipe", "unknown setting": "no setting",
            "bad value": "whole number", "a rate without gradient": "44100 Hz only", "other recipe": "another recipe", "damaged state": "cannot be resumed", "a card without a recipe": "not fit|class|recipe",
-           "not json": "not a card", "unknown device": "not available", "a song on both sides": "more than one"}
+           "not json": "not a recipe", "unknown device": "not available", "a song on both sides": "more than one"}
 
 
 @pytest.mark.parametrize("case", REFUSED)

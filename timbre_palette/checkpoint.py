@@ -91,10 +91,9 @@ class Pretrained(nn.Module):
         self.card = {**self.card, **card}
         described = {**self.card, "class": type(self).__name__, "arguments": self.arguments, "version": timbre_palette.__version__}
         text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
-        (folder / "card.json").unlink(missing_ok=True)  # new weights under an old card would be a lie
-        write_tensors(folder / "model.safetensors", self.state_dict())
-        with atomic_path(folder / "card.json") as temporary:
+        with atomic_path(folder / "card.json") as temporary:  # written first and put in place last: no moment without a whole checkpoint
             temporary.write_text(text, encoding="utf-8")
+            write_tensors(folder / "model.safetensors", self.state_dict())
 
     @classmethod
     def from_pretrained(cls, source, revision=None):

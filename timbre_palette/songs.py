@@ -152,17 +152,17 @@ def find_tracks(place, report=None, stems=("mixture",)):
     unknown = [stem for stem in stems if stem not in STEMS]
     if unknown or not stems:
         raise PaletteError(f"unknown stem {unknown[0] if unknown else ''!r}; use some of {', '.join(STEMS)}")
-    folder = Path(place)
+    folder, wanted = Path(place), None
     if not folder.is_dir() and str(place) in LAYOUTS:
-        variable = LAYOUTS[str(place)].variable
+        wanted, variable = str(place), LAYOUTS[str(place)].variable
         if not os.environ.get(variable):
             raise PaletteError(f"{place}: give the folder itself, or set {variable} to it")
         folder = Path(os.environ[variable])
     if not folder.is_dir():
         raise PaletteError(f"{folder}: no such folder; give one with songs in it")
     name = recognise(folder)
-    if not name and str(place) in LAYOUTS:
-        raise PaletteError(f"{folder}: is not laid out as {place} is, with {' and '.join(LAYOUTS[str(place)].mixtures.values())}")
+    if wanted and name != wanted:
+        raise PaletteError(f"{folder}: is not laid out as {wanted} is, with {' and '.join(LAYOUTS[wanted].mixtures.values())}")
     return _tracks(folder, list((_files_of_layout(name) if name else _files_of_folder)(folder, stems)), report)
 
 # %% ../nbs/17_songs.ipynb #once

@@ -370,6 +370,6 @@ def train_palette(recipe, data, folder, device="auto", report=None, progress=Non
                   on_best=lambda model, step: write_examples(folder / "examples", model, validation[0]))
     best = Pretrained.from_pretrained(folder / "best")
     if accelerator.is_main_process:
-        best.save_pretrained(folder / "best", **described, minutes=round(reached["seconds"] / 60, 1), curve=reached["curve"], skipped_steps=reached["skipped"],
+        best.save_pretrained(folder / "best", **described, minutes=round(reached["seconds"] / 60, 1), seconds_per_step=round(reached["seconds"] / recipe.steps, 4), curve=reached["curve"], skipped_steps=reached["skipped"],
                              waiting_percent=round(100 * reached["waited"] / max(reached["seconds"], 1e-9), 2))
     return best

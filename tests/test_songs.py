@@ -1,0 +1,173 @@
+"""Real music in miniature copies of MUSDB18-HQ and DSD100, with what goes wrong in real folders."""
+import json
+import os
+
+import numpy as np
+import pytest
+
+from timbre_palette.audio import PaletteError, read_audio, write_audio
+from timbre_palette.cli import main
+from timbre_palette.data import Segments
+from timbre_palette.recipe import find_recipe
+from timbre_palette.songs import STEMS, describe_overlap, find_tracks, load_splits, read_headers, recognise, title_key
+from timbre_palette.synth import demo_clip
+from timbre_palette.training import train_palette
+
+# Two songs that both sets have and agree on, one that DSD100 trains on and MUSDB18 tests by, and some of their own.
+MUSDB = {"train": ["Actions - Devil's Words", "ANiMAL - Easy Tiger", "Band A - One", "Band B - Two", "Band C - Three"],
+         "test": ["AM Contra - Heart Peripheral", "Band D - Four"]}
+DSD = {"Dev": ["051 - AM Contra - Heart Peripheral", "052 - ANiMAL - Easy Tiger", "053 - Actions - Devil’s Words"], "Test": ["001 - Band D - Four"]}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TIMBRE_PALETTE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def sets(songs, tmp_path_factory):
+    "The two sets: every song three seconds of another test song, its stems the same at another level."
+    root = tmp_path_factory.mktemp("sets")
+    sounds = [read_audio(path, frames=3 * 44100, start=44100 * 5) for path in songs]
+    titles = {}
+
+    def write(folder, title, stems):
+        sound = sounds[titles.setdefault(title_key(title.lstrip("0123456789 -")), len(titles))]
+        for stem in stems:
+            (folder / title).mkdir(parents=True, exist_ok=True)
+            write_audio(folder / title / f"{stem}.wav", sound.samples * (1.0 if stem == "mixture" else 0.2), sound.sample_rate, "PCM_16")
+
+    for split, names in MUSDB.items():
+        for title in names:
+            write(root / "musdb18hq" / split, title, STEMS)
+    for split, names in DSD.items():
+        for title in names:
+            write(root / "DSD100" / "Mixtures" / split, title, STEMS[:1])
+            write(root / "DSD100" / "Sources" / split, title, STEMS[1:])
+    return root
+
+
+def test_layouts_are_recognised_and_found_by_name(sets, monkeypatch):
+    assert (recognise(sets / "musdb18hq"), recognise(sets / "DSD100"), recognise(sets)) == ("musdb18hq", "dsd100", None)
+    with pytest.raises(PaletteError, match="MUSDB_PATH"):
+        monkeypatch.delenv("MUSDB_PATH", raising=False)
+        find_tracks("musdb18hq")
+    monkeypatch.setenv("MUSDB_PATH", str(sets / "musdb18hq"))
+    monkeypatch.setenv("DSD_PATH", str(sets / "DSD100"))
+    assert [len(find_tracks(name)) for name in ("musdb18hq", "dsd100")] == [7, 4]
+    assert len(find_tracks("dsd100", stems=STEMS)) == 20
+    monkeypatch.setenv("MUSDB_PATH", str(sets / "DSD100"))
+    with pytest.raises(PaletteError, match="not laid out"):
+        find_tracks("musdb18hq")
+    with pytest.raises(PaletteError, match="unknown stem"):
+        find_tracks(sets / "DSD100", stems=("piano",))
+
+
+@pytest.mark.parametrize("order", (("musdb18hq", "DSD100"), ("DSD100", "musdb18hq")))
+def test_songs_in_both_sets_count_once_and_musdb_wins(sets, order):
+    reports = []
+    splits = load_splits([sets / name for name in order], report=reports.append)
+    everything = [track for tracks in splits.values() for track in tracks]
+    assert len(everything) == len({track.song for track in everything}) == 7 and {track.source for track in everything} == {"musdb18hq"}
+    assert {track.song for track in splits["test"]} == {"amcontraheartperipheral", "banddfour"}
+    assert reports == ["4 songs stand in several data sets and count once"]
+    assert describe_overlap(splits)["test_songs_trained_on"] == 0 and len(splits["val"]) == 1 and len(splits["train"]) == 4
+
+
+def test_paper_compat_keeps_every_file_and_says_what_leaks(sets):
+    splits = load_splits([sets / "DSD100", sets / "musdb18hq"], paper_compat=True)
+    overlap = describe_overlap(splits)
+    assert overlap == {"files": 11, "songs": 7, "songs_in_several_sets": 4, "train_files": 8, "train_songs": 6, "test_songs": 2, "test_songs_trained_on": 1}
+    assert {track.path for track in splits["val"]} <= {track.path for track in splits["train"]}
+
+
+def test_random_splits_have_every_song_on_one_side(sets):
+    for seed in range(5):
+        splits = load_splits([sets / "musdb18hq", sets / "DSD100"], seed=seed, split="random", stems=("mixture", "drums"))
+        sides = [{track.song for track in tracks} for tracks in splits.values()]
+        assert sum(map(len, sides)) == len(set.union(*sides)) == 7 and sum(len(tracks) for tracks in splits.values()) == 14
+    assert load_splits(sets / "musdb18hq", seed=1, split="random") == load_splits(sets / "musdb18hq", seed=1, split="random")
+
+
+def test_training_on_both_sets_with_a_broken_song(sets, tmp_path, capsys):
+    "As a user: the command, two sets, one broken song, one that breaks after it was found."
+    broken = sets / "musdb18hq" / "train" / "Band E - Broken" / "mixture.wav"
+    broken.parent.mkdir(exist_ok=True)
+    broken.write_bytes(b"RIFF and nothing else")
+    places = [str(sets / "DSD100"), str(sets / "musdb18hq")]
+    try:
+        settings = ["steps=4", "batch=2", "seconds=0.5", "validate_every=2", "validation_batches=1", "stems=[mixture, vocals]"]
+        assert main(["train", "graybox", "--data", *places, "--out", str(tmp_path / "run"), "--device", "cpu", "--set", *settings]) == 0
+        error = capsys.readouterr().err
+        assert error.count("Band E - Broken") == 1 and "left out" in error and "4 songs stand in several" in error
+        card = json.loads((tmp_path / "run" / "best" / "card.json").read_text())
+        assert card["data"]["train"]["sources"] == ["musdb18hq"] and card["overlap"]["songs"] == 7
+        assert "educational" in list(card["data"]["train"]["licences"])[0]
+        assert {row["model"] for row in card["metrics"]} == {"identity", "oracle", "graybox"}
+        assert {row["worst_song"] for row in card["metrics"]} <= {f"{title}/{stem}.wav" for title in MUSDB["test"] for stem in ("mixture", "vocals")}
+        examples = sorted(path.name for path in (tmp_path / "run" / "examples").iterdir())
+        assert len(examples) == 6 and examples[0].startswith("1-") and read_audio(tmp_path / "run" / "examples" / examples[0]).frames == 0.5 * read_audio(tmp_path / "run" / "examples" / examples[0]).sample_rate
+        assert main(["train", "graybox", "--show", "--data", *places, "--set", "paper_compat=true"]) == 0
+        assert "1 of 2 test songs are also trained on" in capsys.readouterr().out
+        assert main(["evaluate", places[1], "--models", "dsp", "--seconds", "1"]) == 0
+        shown = capsys.readouterr().out
+        assert ("AM Contra" in shown or "Band D" in shown) and "Band A" not in shown
+    finally:
+        broken.unlink()
+        broken.parent.rmdir()
+
+
+def test_a_song_that_breaks_later_is_named_once_and_drawn_around(tmp_path):
+    for number in range(3):
+        write_audio(tmp_path / f"{number}.wav", np.roll(demo_clip(8000), 999 * number, 1), 8000)
+    tracks = find_tracks(tmp_path)
+    (tmp_path / "1.wav").write_bytes(b"gone bad")
+    reports = []
+    segments = Segments(tracks, 4, 0.1, (8000,), report=reports.append)
+    batches = [segments[step] for step in range(20)]
+    assert len(reports) == 1 and "1.wav" in reports[0] and all(batch.x.abs().amax((1, 2)).all() for batch in batches)
+
+
+def test_the_index_is_remembered_and_checked(tmp_path, monkeypatch):
+    from timbre_palette import songs as module
+    path = tmp_path / "song.wav"
+    write_audio(path, demo_clip(8000), 8000)
+    read, real = [], module.read_header
+    monkeypatch.setattr(module, "read_header", lambda path: read.append(path) or real(path))
+    first = read_headers(tmp_path, [path])
+    assert read_headers(tmp_path, [path]) == first and len(read) == 1
+    write_audio(path, demo_clip(16000), 16000)
+    assert read_headers(tmp_path, [path])[path][0] == 16000 and len(read) == 2
+    index = next((tmp_path / "cache" / "headers").iterdir())
+    for damage in (b"", b"[[1]]", b"{", b'[["a", 1, 2, 3, 4, 5]]', b"null", b'[[null, 1, 2]]', b"\xff"):
+        index.write_bytes(damage)
+        assert read_headers(tmp_path, [path])[path][0] == 16000, damage
+    monkeypatch.setenv("TIMBRE_PALETTE_CACHE", os.devnull)  # cannot be a folder
+    assert read_headers(tmp_path, [path])[path][0] == 16000
+
+
+def test_a_folder_with_nothing_to_train_on(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(PaletteError, match="no songs that can be read"):
+        load_splits(tmp_path)
+    write_audio(tmp_path / "train" / "cover.wav", demo_clip(8000), 8000)
+    with pytest.raises(PaletteError, match="one song"):
+        load_splits(tmp_path)
+    test = tmp_path / "set" / "test" / "A - B"
+    test.mkdir(parents=True)
+    write_audio(test / "mixture.wav", demo_clip(8000), 8000)
+    with pytest.raises(PaletteError, match="none to train on"):
+        load_splits(tmp_path / "set")
+
+
+def test_yaml_and_command_line_give_the_same_run(tmp_path):
+    "A recipe from a file, and the named one with the same changes, are one object; the run keeps it, and can be made again from what it keeps."
+    (tmp_path / "songs").mkdir()
+    for number in range(3):
+        write_audio(tmp_path / "songs" / f"{number}.wav", np.roll(demo_clip(8000), 999 * number, 1), 8000)
+    changes = ["steps=3", "batch=2", "seconds=0.2", "sample_rates=[8000]", "validate_every=3", "validation_batches=1", "learning_rate=1e-3", "ema=0.5"]
+    named = find_recipe("graybox", changes)
+    train_palette(named, tmp_path / "songs", tmp_path / "run", "cpu")
+    assert find_recipe(tmp_path / "run" / "recipe.yaml") == named == find_recipe(tmp_path / "run" / "best" / "card.json")
+    (tmp_path / "mine.yaml").write_text("model: GrayBox\nloss: relative\nclip: 1.0\ngain_db: 6\noptimiser: Adam\n" + "\n".join(change.replace("=", ": ") for change in changes))
+    assert find_recipe(tmp_path / "mine.yaml") == named
