@@ -33,6 +33,13 @@ def command():
     return [str(path)]
 
 
+@pytest.fixture(scope="session")
+def launched():
+    "What to put before a command so that two processes run it, on CPUs too."
+    return [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+            "--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
 def pytest_terminal_summary(terminalreporter):
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped and os.environ.get("TIMBRE_PALETTE_NO_SKIPS"):

@@ -223,6 +223,22 @@ def test_a_folder_goes_on_after_a_bad_file(tmp_path, capsys):
     assert "1 of 4" in errors[1]
 
 
+def test_two_processes_share_a_folder(tmp_path, command, launched):
+    "Every song once, as one process would have made it; one bad file stops nobody."
+    (tmp_path / "in").mkdir()
+    for number in range(5):
+        write_audio(tmp_path / "in" / f"{number}.wav", np.roll(CLIP, 5000 * number, 1), 44100)
+    (tmp_path / "in" / "0 broken.wav").write_text("words")
+    outputs = {}
+    for out, launch in (("one", []), ("two", launched)):
+        done = subprocess.run([*launch, *command, "enhance", tmp_path / "in", "-o", tmp_path / out, "--json"], capture_output=True, text=True, timeout=180)
+        assert done.returncode != 0 and done.stderr.count("0 broken.wav: is not audio") == 1 and "1 of 6 files failed" in done.stderr, done.stderr
+        outputs[out] = {path.name: path.read_bytes() for path in (tmp_path / out).iterdir()}
+        reports = json.loads(done.stdout)
+        assert sorted(report["input"][-5:] for report in reports) == [f"{number}.wav" for number in range(5)]
+    assert outputs["one"] == outputs["two"] and len(outputs["one"]) == 5
+
+
 def test_two_results_of_one_name_are_refused(tmp_path, capsys):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()

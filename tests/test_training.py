@@ -273,11 +273,10 @@ SHARED = {"graybox": ["graybox", "--set", "batch=12", "seconds=0.25", "sample_ra
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_two_processes_train_as_one(name, folder, tmp_path, command):
+def test_two_processes_train_as_one(name, folder, tmp_path, command, launched):
     "Each sees half of every batch; over 50 steps the losses agree to 1e-4."
-    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     curves = {}
-    for out, launch in (("one", []), ("two", launcher)):
+    for out, launch in (("one", []), ("two", launched)):
         arguments = [*launch, *command, "train", *SHARED[name], "steps=50", "validate_every=1", "validation_batches=1", "--data", folder, "--out", tmp_path / out, "--device", "cpu"]
         done = subprocess.run([str(argument) for argument in arguments], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
