@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEPT', 'SAVE_EVERY_S', 'VALIDATION_SEED', 'find_accelerator', 'save_state', 'load_state', 'fetch_ahead', 'validate',
-           'at_step_end', 'keep_batch', 'fit', 'PaletteObjective', 'write_examples', 'hardware', 'train_palette']
+           'at_step_end', 'keep_batch', 'fit', 'PaletteObjective', 'Untouched', 'write_examples', 'hardware',
+           'train_palette']
 
 # %% ../nbs/20_training.ipynb #imports
 import json
@@ -29,7 +30,7 @@ from .audio import PaletteError, atomic_path, keep_freed_memory, write_audio
 from .checkpoint import Pretrained, find_class, write_tensors
 from .data import Segments
 from .losses import LOSSES
-from .metrics import si_snr
+from .metrics import si_snr, stft_distance
 from .recipe import OPTIMISERS, PRECISIONS, write_recipe
 from .songs import describe_overlap, describe_tracks, load_splits
 
@@ -105,16 +106,18 @@ def fetch_ahead(batches, start, stop, workers=2):
             yield step, batch, time.perf_counter() - asked
 
 # %% ../nbs/20_training.ipynb #validate
-def validate(model, objective, batches):
-    "Mean loss and figures of a model over a list of batches, in evaluation mode, as a dictionary."
+def validate(model, objective, batches, accelerator=None):
+    "Mean loss and figures of a model over a list of batches, and over the processes of an `accelerator`, in evaluation mode, as a dictionary."
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), accelerator.autocast() if accelerator else nullcontext():
         results = [objective(model, batch) for batch in batches]
     model.train(was_training)
-    names = results[0][1]
-    return {"loss": sum(loss.item() for loss, _ in results) / len(results),
-            **{name: sum(figures[name] for _, figures in results) / len(results) for name in names}}
+    rows = [[loss.item(), *figures.values()] for loss, figures in results]
+    means = [sum(column) / len(rows) for column in zip(*rows)]
+    if accelerator and accelerator.num_processes > 1:
+        means = accelerator.reduce(torch.tensor(means, device=accelerator.device), "mean").tolist()
+    return dict(zip(["loss", *results[0][1]], means))
 
 # %% ../nbs/20_training.ipynb #polite
 @contextmanager
@@ -245,10 +248,7 @@ def fit(model, objective, batches, validation, optimiser, scheduler, steps, fold
             reached |= {"step": step + 1, "seconds": time.perf_counter() - begun, "waited": reached["waited"] + waited}
 
             if (step + 1) % validate_every == 0 or step + 1 == steps:
-                with accelerator.autocast():
-                    figures_now = validate(kept, objective, validation)
-                means = accelerator.reduce(torch.tensor(list(figures_now.values()), device=accelerator.device), "mean").tolist()
-                row = {"train_loss": sum(reached["losses"]) / max(len(reached["losses"]), 1), **dict(zip(figures_now, means))}
+                row = {"train_loss": sum(reached["losses"]) / max(len(reached["losses"]), 1), **validate(kept, objective, validation, accelerator)}
                 reached["curve"].append({"step": step + 1, **{name: float(f"{value:.6g}") for name, value in row.items()}})
                 reached["losses"] = []
                 better = row["loss"] < reached["best"]
@@ -273,20 +273,30 @@ def fit(model, objective, batches, validation, optimiser, scheduler, steps, fold
 
 # %% ../nbs/20_training.ipynb #objective
 class PaletteObjective(nn.Module):
-    "Loss and SI-SNR of a model's `render` against a target, by default the exact `palette`, on a `data.Batch`."
+    """Loss of a model's `render` against a target, by default the exact `palette`, on a `data.Batch`, where this module is.
+
+    The figures are SI-SNR and, of a model in evaluation mode, the STFT distance.
+    """
     def __init__(self, loss, target=palette):
         super().__init__()
         self.loss, self.target = loss, target
+        self.register_buffer("here", torch.zeros(()), persistent=False)
 
     def forward(self, model, batch):
         settings = batch.sample_rate, batch.weights, batch.amount
-        x = batch.x.to(next(model.parameters()).device)
+        x = batch.x.to(self.here.device)
         exactly = torch.autocast(x.device.type, enabled=False)
         with exactly, torch.no_grad():
             target = self.target(x, *settings)
         output = model.render(x, *settings).float()
         with exactly:
-            return self.loss(output, target), {"si_snr": si_snr(output.detach(), target).mean().item()}
+            figures = {"si_snr": si_snr} if model.training else {"si_snr": si_snr, "stft_distance": stft_distance}
+            return self.loss(output, target), {name: measure(output.detach(), target).mean().item() for name, measure in figures.items()}
+
+class Untouched(nn.Module):
+    "The model that returns its input, to compare with."
+    def render(self, x, sample_rate, weights, amount=1.0):
+        return x
 
 # %% ../nbs/20_training.ipynb #write-examples
 def write_examples(folder, model, batch, count=3, target=palette):
@@ -364,12 +374,14 @@ def train_palette(recipe, data, folder, device="auto", report=None, progress=Non
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, highest, total_steps=recipe.steps)
     described = {**card, "recipe": asdict(recipe), "data": {name: describe_tracks(splits[name]) for name in ("train", "val")}, "overlap": describe_overlap(splits),
                  "hardware": hardware(accelerator), "torch": torch.__version__}
-    reached = fit(model, PaletteObjective(LOSSES[recipe.loss]().to(accelerator.device)), batches, validation, optimiser, scheduler, recipe.steps, folder,
+    objective = PaletteObjective(LOSSES[recipe.loss]()).to(accelerator.device)
+    described["identity"] = validate(Untouched(), objective, validation, accelerator)
+    reached = fit(model, objective, batches, validation, optimiser, scheduler, recipe.steps, folder,
                   accelerator=accelerator, accumulate=recipe.accumulate, clip=recipe.clip, ema=recipe.ema, patience=recipe.patience,
                   validate_every=recipe.validate_every, seed=recipe.seed, card=described, progress=progress, report=report,
                   on_best=lambda model, step: write_examples(folder / "examples", model, validation[0]))
     best = Pretrained.from_pretrained(folder / "best")
     if accelerator.is_main_process:
-        best.save_pretrained(folder / "best", **described, minutes=round(reached["seconds"] / 60, 1), seconds_per_step=round(reached["seconds"] / recipe.steps, 4), curve=reached["curve"], skipped_steps=reached["skipped"],
-                             waiting_percent=round(100 * reached["waited"] / max(reached["seconds"], 1e-9), 2))
+        best.save_pretrained(folder / "best", **described, minutes=round(reached["seconds"] / 60, 1), seconds_per_step=round(reached["seconds"] / recipe.steps, 4),
+                             waiting_percent=round(100 * reached["waited"] / max(reached["seconds"], 1e-9), 2), skipped_steps=reached["skipped"], curve=reached["curve"])
     return best
