@@ -237,6 +237,10 @@ def test_two_processes_share_a_folder(tmp_path, command, launched):
         reports = json.loads(done.stdout)
         assert sorted(report["input"][-5:] for report in reports) == [f"{number}.wav" for number in range(5)]
     assert outputs["one"] == outputs["two"] and len(outputs["one"]) == 5
+    (tmp_path / "few").mkdir()
+    write_audio(tmp_path / "few" / "only.wav", CLIP, 44100)
+    done = subprocess.run([*launched, *command, "enhance", tmp_path / "few", "-o", tmp_path / "three", "--json"], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0 and len(json.loads(done.stdout)) == 1  # the other process had nothing to do
 
 
 def test_two_results_of_one_name_are_refused(tmp_path, capsys):

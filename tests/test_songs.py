@@ -139,11 +139,38 @@ def test_the_index_is_remembered_and_checked(tmp_path, monkeypatch):
     write_audio(path, demo_clip(16000), 16000)
     assert read_headers(tmp_path, [path])[path][0] == 16000 and len(read) == 2
     index = next((tmp_path / "cache" / "headers").iterdir())
-    for damage in (b"", b"[[1]]", b"{", b'[["a", 1, 2, 3, 4, 5]]', b"null", b'[[null, 1, 2]]', b"\xff"):
+    for damage in (b"", b"[[1]]", b"[5]", b"[null]", b'[["a", 8000]]', b"{", b'[["a", 1, 2, 3, 4, 5]]', b"null", b'[[null, 1, 2]]', b"\xff"):
         index.write_bytes(damage)
         assert read_headers(tmp_path, [path])[path][0] == 16000, damage
     monkeypatch.setenv("TIMBRE_PALETTE_CACHE", os.devnull)  # cannot be a folder
     assert read_headers(tmp_path, [path])[path][0] == 16000
+
+
+def test_a_failure_is_tried_again(tmp_path, monkeypatch):
+    "Rights and networks change; a size and a time do not tell."
+    from timbre_palette import songs as module
+    path, real = tmp_path / "song.wav", module.read_header
+    write_audio(path, demo_clip(8000), 8000)
+    monkeypatch.setattr(module, "read_header", lambda path: (_ for _ in ()).throw(PaletteError(f"{path}: is away")))
+    assert read_headers(tmp_path, [path])[path] == "is away"
+    monkeypatch.setattr(module, "read_header", real)
+    assert read_headers(tmp_path, [path])[path][0] == 8000
+
+
+def test_folders_that_repeat_names_keep_all_their_songs(tmp_path):
+    "`01 Intro` of two albums are two songs; a place named twice is one."
+    for album in "AB":
+        for number in range(3):
+            (tmp_path / album).mkdir(exist_ok=True)
+            write_audio(tmp_path / album / f"0{number}.wav", demo_clip(8000), 8000)
+    for places in ([tmp_path / "A", tmp_path / "B"], [tmp_path / "A", tmp_path / "B", tmp_path / "A"]):
+        assert sum(len(tracks) for tracks in load_splits(places).values()) == 6
+
+
+def test_a_part_of_a_published_set_is_songs_not_stems(sets):
+    for part, count in (("musdb18hq/train", 5), ("DSD100/Mixtures/Dev", 3), ("DSD100/Sources/Dev", 12)):
+        tracks = find_tracks(sets / part)
+        assert len(tracks) == count and len({track.song for track in tracks}) == min(count, 3 if "Dev" in part else 5)
 
 
 def test_a_folder_with_nothing_to_train_on(tmp_path):

@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, resumed, shared and refused."""
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from safetensors.torch import load_file
+
 from conftest import ROOT
 from timbre_palette.audio import PaletteError, write_audio
 from timbre_palette.checkpoint import WEIGHTS, Pretrained, shipped
@@ -22,7 +25,7 @@ from timbre_palette.synth import demo_clip
 from timbre_palette.data import Batch
 from timbre_palette.losses import LOSSES
 from timbre_palette.recipe import RECIPES, find_recipe
-from timbre_palette.training import PaletteObjective, fit
+from timbre_palette.training import PaletteObjective, fit, train_palette
 
 SMALL = ["batch=2", "seconds=0.25", "sample_rates=[8000]", "validate_every=10", "validation_batches=1"]
 RECIPE = {"graybox": ["graybox", "--set", *SMALL],
@@ -132,13 +135,17 @@ def test_twenty_kills_at_random_steps_change_no_bit(folder, tmp_path):
         return child.exitcode
 
     assert run("whole") == 0
-    for step in sorted(random.sample(range(3, 290), 20)):
+    steps = sorted(random.sample(range(3, 290), 20))
+    print("killed at", steps)
+    for step in steps:
         assert run("killed", step) == -signal.SIGKILL, step
-        Pretrained.from_pretrained(tmp_path / "killed" / "best") if step >= 12 else None
+        if step > 11:
+            Pretrained.from_pretrained(tmp_path / "killed" / "best")
     assert run("killed") == 0
-    one, other = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert all(torch.equal(one[key], other[key]) for key in one)
-    assert (tmp_path / "whole" / "state.safetensors").stat().st_size > 1000
+    assert not list((tmp_path / "killed").rglob("*.part"))  # what a kill left was removed
+    for file in ("state.safetensors", "best/model.safetensors"):
+        one, other = (load_file(tmp_path / out / file) for out in ("whole", "killed"))
+        assert set(one) == set(other) and all(torch.equal(one[key], other[key]) for key in one)
     curves = [json.loads((tmp_path / out / "best" / "card.json").read_text())["curve"] for out in ("whole", "killed")]
     assert curves[0] == curves[1] and len(curves[0]) == 30
 
@@ -219,7 +226,6 @@ def test_a_step_that_is_not_finite_is_left_out_and_its_batch_kept(tmp_path):
     assert len(reports) == 3 and "step 8 was left out" in reports[1] and "loss is not finite" in reports[1]
     kept = sorted((tmp_path / "run" / "bad").iterdir())
     assert [path.name for path in kept] == [f"step-{step:07d}-process-0.safetensors" for step in (1, 8, 9)]
-    from safetensors.torch import load_file
     assert torch.equal(load_file(kept[1])["x"].isnan(), Noise({7})[7].x.isnan())
     undisturbed, _, _ = one_gain_run(Noise(), tmp_path / "other", validate_every=10)
     assert torch.allclose(model.gain, undisturbed.gain, atol=0.05)
@@ -247,7 +253,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_too(tmp_path):
 def test_bad_steps_in_a_row_end_the_run_with_the_last_good_state(tmp_path, monkeypatch):
     from timbre_palette import training
     monkeypatch.setattr(training, "SAVE_EVERY_S", 0)
-    with pytest.raises(PaletteError, match="4 in a row") as stop:
+    with pytest.raises(PaletteError, match="4 steps in a row.*start=") as stop:
         one_gain_run(Noise(set(range(12, 99))), tmp_path / "run", validate_every=5, patience=4)
     assert "\n" not in str(stop.value) and len(list((tmp_path / "run" / "bad").iterdir())) == 4
     assert torch.isfinite(Pretrained.from_pretrained(tmp_path / "run" / "best").gain)
@@ -266,6 +272,55 @@ def test_the_average_is_what_is_kept(tmp_path):
     model, _, _ = one_gain_run(Noise(), tmp_path / "run", ema=0.9, validate_every=30)
     kept = Pretrained.from_pretrained(tmp_path / "run" / "best").gain
     assert kept != model.gain and abs(kept - model.gain) < 0.1
+
+
+def test_half_precision_skips_what_it_must_and_stops_when_it_should(tmp_path):
+    "With a gradient scaler, as on a GPU: a NaN is left out, a large gradient lowers the scale, and an endless one ends the run."
+    from timbre_palette.training import find_accelerator
+
+    def scaled():
+        accelerator = find_accelerator("cpu", "float16")
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 10)
+        return accelerator
+
+    for parts in (1, 2):
+        model, reached, reports = one_gain_run(Noise({0, 7}), tmp_path / f"{parts}", accelerator=scaled(), accumulate=parts, validate_every=30)
+        assert torch.isfinite(model.gain) and model.gain != 1 and reached["skipped"] == 2 and len(reports) == 2
+        assert all(math.isfinite(value) for row in reached["curve"] for value in row.values())
+
+    class Steep(PaletteObjective):
+        "Gradients that no scale makes finite."
+        def forward(self, model, batch):
+            loss, figures = super().forward(model, batch)
+            return loss + (model.gain - model.gain.detach()).abs().sqrt(), figures
+
+    model = Settled()
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=60)
+    with pytest.raises(PaletteError, match="3 steps in a row"):
+        fit(model, Steep(LOSSES["stable"]()), Noise(), [Noise()[99]], optimiser, scheduler, 60, tmp_path, accelerator=scaled(), patience=3, validate_every=60)
+    assert model.gain == 1
+
+
+@pytest.mark.parametrize("precision", ("float32", "bfloat16", "float16"))
+@pytest.mark.parametrize("name", ("graybox", "paper-v1", "paper-v2"))
+def test_every_model_trains_in_every_precision(name, precision, folder, tmp_path):
+    recipe = find_recipe(name, [*SMALL, "steps=3", "validate_every=3", f"precision={precision}", *(["sample_rates=[44100]", "seconds=0.05", 'arguments={"width": 4}'] if name != "graybox" else [])])
+    card = train_palette(recipe, folder, tmp_path / "run", "cpu").card
+    assert math.isfinite(card["curve"][-1]["loss"]) and card["skipped_steps"] == 0
+
+
+def test_a_run_can_start_from_weights_and_forgets_their_card(folder, tmp_path):
+    first = train_palette(find_recipe("graybox", [*SMALL, "steps=10"]), folder, tmp_path / "first", "cpu", licence="theirs", metrics=[1])
+    second = train_palette(find_recipe("graybox", [*SMALL, "steps=2", "learning_rate=0", "validate_every=2", f"start={tmp_path / 'first' / 'best'}"]), folder, tmp_path / "second", "cpu")
+    assert all(torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items())
+    assert "licence" not in second.card and "metrics" not in second.card and second.card["recipe"]["start"].endswith("best")
+
+
+def test_a_run_that_never_began_can_be_corrected(folder, tmp_path):
+    with pytest.raises(PaletteError, match="44100 Hz only"):
+        train_palette(find_recipe("paper-v2", [*SMALL, "steps=2"]), folder, tmp_path / "run", "cpu")
+    train_palette(find_recipe("paper-v2", [*SMALL, "steps=2", "sample_rates=[44100]", "seconds=0.05"]), folder, tmp_path / "run", "cpu")
 
 
 SHARED = {"graybox": ["graybox", "--set", "batch=12", "seconds=0.25", "sample_rates=[8000]", "learning_rate=5e-4"],
@@ -290,8 +345,17 @@ def test_two_processes_train_as_one(name, folder, tmp_path, command, launched):
 
 
 REFUSED = {"no such folder": "no such folder", "one song": "one song", "no songs": "no songs", "unknown recipe": "unknown recipe", "unknown setting": "no setting",
-           "bad value": "whole number", "a rate without gradient": "44100 Hz only", "other recipe": "another recipe", "damaged state": "cannot be resumed", "a card without a recipe": "not fit|class|recipe",
-           "not json": "not a recipe", "unknown device": "not available", "a song on both sides": "more than one"}
+           "bad value": "whole number", "a rate without gradient": "44100 Hz only", "other recipe": "another recipe", "damaged state": "cannot be resumed", "a card without a recipe": "names no model",
+           "not json": "not a recipe", "unknown device": "not available", "a song on both sides": "more than one",
+           "other songs": "began with other songs", "a run that is a file": "is not a folder", "an impossible model": "cannot be built",
+           "other weights to start from": "another model", "too large a seed": "whole number", "a list as a word": "is one of"}
+
+
+def begun(out):
+    "A folder with the marks of a run."
+    out.mkdir()
+    (out / "recipe.yaml").write_text("model: GrayBox\n")
+    (out / "state.safetensors").write_bytes(b"words")
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -304,7 +368,13 @@ def test_refusals_are_one_line(case, folder, tmp_path, capsys):
     elif case == "unknown setting": arguments += ["stepz=3"]
     elif case == "bad value": arguments += ["batch=many"]
     elif case == "a rate without gradient": arguments[0] = "waveunet-v2"
-    elif case == "other recipe": out.mkdir(); (out / "recipe.yaml").write_text("{}")
+    elif case == "other recipe": begun(out)
+    elif case == "other songs": begun(out); (out / "recipe.yaml").unlink(); (out / "songs.txt").write_text("train\t1\tgone.wav\n")
+    elif case == "a run that is a file": out.write_text("words")
+    elif case == "an impossible model": arguments += ['arguments={"hidden": -4}']
+    elif case == "other weights to start from": arguments += ["start=waveunet-v2"]
+    elif case == "too large a seed": arguments += ["seed=99999999999999999999"]
+    elif case == "a list as a word": arguments += ["loss=[stable]"]
     elif case == "damaged state": out.mkdir(); (out / "state.safetensors").write_bytes(b"words")
     elif case == "a card without a recipe": arguments[0] = tmp_path / "card.json"; arguments[0].write_text('{"class": "GrayBox"}')
     elif case == "not json": arguments[0] = tmp_path / "card.json"; arguments[0].write_text("words")

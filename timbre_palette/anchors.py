@@ -250,7 +250,7 @@ def palette(x, sample_rate, weights, amount=1.0, variant="exact"):
     strengths = np.broadcast_to(stage_strengths(weights, amount), (x.shape[0], len(stages)))
     for stage, strength in zip(stages, strengths.T):
         used = np.flatnonzero(strength)
-        if len(used) == len(strength):
+        if len(used) and len(used) == len(strength):
             x = stage(x, sample_rate, torch.tensor(strength))
         elif len(used):  # a batch of corners wants each stage for a third of its items
             rows = torch.tensor(used, device=x.device)

@@ -25,10 +25,10 @@ from .training import train_palette
 LENGTHS_S = (180, 300)
 FORMATS = {"wav": "PCM_16", "ogg": "VORBIS"}
 
-def _long_sounds(place, count, lengths_s):
+def _long_sounds(places, count, lengths_s):
     "Yields `count` stereo sounds of the wanted length, `(2, time)`, at 44.1 kHz."
     shortest, longest = (44100 * seconds for seconds in lengths_s)
-    tracks = find_tracks(place) if place else []
+    tracks = [track for place in places for track in find_tracks(place)]
     whole = [track for track in tracks if lengths_s[0] <= track.seconds <= lengths_s[1]]
     pool, rng = whole or tracks, np.random.default_rng(0)
     for number in range(count):
@@ -42,11 +42,11 @@ def _long_sounds(place, count, lengths_s):
             pieces.append(np.broadcast_to(piece[:2], (2, piece.shape[1])))
         yield np.concatenate(pieces, 1)[:, :longest]
 
-def make_songs(folder, place=None, count=3, lengths_s=LENGTHS_S):
-    "Write `count` songs of a length within `lengths_s` to `folder`, from those of `place`, once for each of `FORMATS` in a folder of its name."
+def make_songs(folder, places=(), count=3, lengths_s=LENGTHS_S):
+    "Write `count` songs of a length within `lengths_s` (seconds) to `folder`, from those of `places` or the demo clip, once for each of `FORMATS` in a folder of its name."
     for name in FORMATS:
         (Path(folder) / name).mkdir(parents=True, exist_ok=True)
-    for number, sound in enumerate(_long_sounds(place, count, lengths_s)):
+    for number, sound in enumerate(_long_sounds(places, count, lengths_s)):
         for name, subtype in FORMATS.items():
             write_audio(Path(folder) / name / f"song {number}.{name}", np.clip(sound, -1, 1), 44100, subtype)
 
@@ -80,16 +80,18 @@ def time_segments(tracks, size=8, seconds=2.0, rounds=5, paper_count=4):
     rates = {way: 1 / median(values) for way, values in times.items()}
     return {**rates, "ratio": rates["ours"] / rates["paper"]}
 
-def compare_segments(place=None, count=3, lengths_s=LENGTHS_S, **settings):
+def compare_segments(places=(), count=3, lengths_s=LENGTHS_S, **settings):
     "`time_segments` for each of `FORMATS`, on songs made by `make_songs`: a list of rows."
     with tempfile.TemporaryDirectory() as folder:
-        make_songs(folder, place, count, lengths_s)
+        make_songs(folder, places, count, lengths_s)
         return [{"format": name, **time_segments(find_tracks(Path(folder) / name), **settings)} for name in FORMATS]
 
 # %% ../nbs/42_bench.ipynb #waiting
-def time_waiting(recipe, data, steps=10, device="auto"):
-    "Train for a few steps, in a folder that is removed afterwards: a row with the `seconds` a step took and the share of them, in percent, spent `waiting` for segments."
+def time_waiting(recipe, places=(), steps=10, device="auto"):
+    "Train for a few steps on `places` or the demo clip, in a folder that is removed afterwards: a row with the `seconds` a step took and the share of them, in percent, spent `waiting` for segments."
     short = find_recipe(recipe, [f"steps={steps}", f"validate_every={steps}", "validation_batches=1"])
     with tempfile.TemporaryDirectory() as folder:
-        card = train_palette(short, data, folder, device).card
+        if not places:
+            make_songs(folder, (), 3, (20, 30))
+        card = train_palette(short, places or Path(folder) / "ogg", Path(folder) / "run", device).card
     return {"recipe": recipe, "seconds": card["seconds_per_step"], "waiting": card["waiting_percent"]}

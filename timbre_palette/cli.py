@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import timbre_palette
@@ -67,10 +67,10 @@ def make_parser():
     train = commands.add_parser("train", help="train a model on songs", epilog="example: timbre-palette train graybox --data songs/ -o runs/graybox --set steps=500",
                                 description="The same command again goes on where a run was stopped. Behind 'accelerate launch' it trains on several GPUs or machines.")
     train.add_argument("recipe", help="graybox, waveunet-v2, paper-v1, paper-v2; a YAML file; or the card.json of any weights, to make them again")
-    train.add_argument("-d", "--data", nargs="+", required=True, metavar="PLACE", help=DATA_HELP)
+    train.add_argument("-d", "--data", nargs="+", action="extend", required=True, metavar="PLACE", help=DATA_HELP)
     train.add_argument("-o", "--out", metavar="FOLDER", help="where the run is kept; the weights are in its folder best")
-    train.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the recipe to change, such as steps=500 seed=1")
-    train.add_argument("--device", default="auto", help="cpu, cuda or mps (default: %(default)s, the fastest that is there)")
+    train.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="settings of the recipe to change, such as steps=500 seed=1")
+    train.add_argument("--device", default="auto", help="cpu, cuda or xpu (default: %(default)s, a GPU if there is one)")
     train.add_argument("--show", action="store_true", help="only print the recipe as YAML, and what the songs are")
     train.set_defaults(run=run_train)
 
@@ -86,7 +86,7 @@ def make_parser():
     evaluate.set_defaults(run=run_evaluate)
 
     bench = commands.add_parser("bench", help="time reading segments, the paper's way and ours, and what training waits for them")
-    bench.add_argument("-d", "--data", nargs="+", metavar="PLACE", help=DATA_HELP + " (default: the demo clip, repeated)")
+    bench.add_argument("-d", "--data", nargs="+", action="extend", metavar="PLACE", help=DATA_HELP + " (default: the demo clip, repeated)")
     bench.add_argument("--steps", type=int, default=20, help="steps of training to time; 0 leaves it out (default: %(default)s)")
     bench.set_defaults(run=run_bench)
     return parser
@@ -132,18 +132,14 @@ def _message(error):
 
 class _Alone:
     "The one process there is, in the terms of Accelerate's `PartialState`."
-    is_main_process, local_process_index, num_processes = True, 0, 1
-
-    def split_between_processes(self, jobs):
-        "All jobs are ours."
-        return nullcontext(jobs)
+    is_main_process, local_process_index, process_index, num_processes = True, 0, 0, 1
 
 def _team(device="cpu"):
     "Who works with this process: Accelerate's `PartialState` behind `accelerate launch`, else nobody."
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
         return _Alone()
-    from accelerate import PartialState
-    return PartialState(cpu=device == "cpu")
+    from timbre_palette.training import find_state
+    return find_state(device)
 
 def _from_all(team, values):
     "The lists of all processes as one; it waits for them."
@@ -164,15 +160,14 @@ def _each(jobs, work, describe, as_json, team=_Alone()):
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w")
 
-    with team.split_between_processes(jobs) as ours:
-        for job in ours:
-            try:
-                reports.append(work(job))
-            except (PaletteError, OSError) as error:
-                failures.append(_message(error))
-                continue
-            if not as_json:
-                show(describe(reports[-1]))
+    for job in jobs[team.process_index::team.num_processes]:
+        try:
+            reports.append(work(job))
+        except (PaletteError, OSError) as error:
+            failures.append(_message(error))
+            continue
+        if not as_json:
+            show(describe(reports[-1]))
     reports, failures = _from_all(team, reports), _from_all(team, failures)
     if not team.is_main_process:
         return 2 if failures else 0
@@ -204,13 +199,18 @@ def run_enhance(options):
         settings["device"] = f"cuda:{team.local_process_index}"
     keep_freed_memory()
     into_folder = plan[0][1] != Path(options.out)  # a file that was named must have its folder already
+    ours = len(plan[team.process_index::team.num_processes])
 
-    with (made_folder(options.out) if into_folder else nullcontext(),
-          tqdm(total=100 * len(plan), leave=False, disable=None if team.is_main_process else True, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar):
+    with ExitStack() as stack:
+        for folder in dict.fromkeys([Path(options.out), *(place.parent for _, place in plan if team.num_processes > 1)]) if into_folder else ():
+            stack.enter_context(made_folder(folder))  # those that processes share stay until all are done
+        bar = stack.enter_context(tqdm(total=100 * ours, leave=False, disable=None if team.is_main_process else True, bar_format="{l_bar}{bar}| {elapsed}<{remaining}"))
+        begun = iter(range(ours))
+
         def work(job):
             "One file, with the bar moving along."
             source, destination = job
-            base = 100 * plan.index(job)
+            base = 100 * next(begun)
 
             def progress(stage, fraction):
                 "Move the bar to a stage of this file."
@@ -254,7 +254,7 @@ def _count_songs(bar):
 def _report(message):
     "A message beside a progress bar."
     from tqdm import tqdm
-    tqdm.write(f"timbre-palette: {message}", file=sys.stderr)
+    tqdm.write(_message(message), file=sys.stderr)
 
 def run_evaluate(options):
     "`timbre-palette evaluate`."
@@ -287,6 +287,11 @@ def _describe_songs(splits):
     overlap = describe_overlap(splits)
     return "\n".join(["songs", *lines, f"  {overlap['files']} files are {overlap['songs']} songs, {overlap['songs_in_several_sets']} in several data sets; "
                       f"{overlap['test_songs_trained_on']} of {overlap['test_songs']} test songs are also trained on"])
+
+def _run_name(options):
+    "What a run is called in its table."
+    from timbre_palette.recipe import RECIPES
+    return options.recipe if options.recipe in RECIPES else Path(options.out).name
 
 def run_train(options):
     "`timbre-palette train`: train, score where there is a test split, and write both into the card."
@@ -322,7 +327,7 @@ def run_train(options):
           f"{model.card['waiting_percent']} % of them waiting for segments")
     if test:
         with tqdm(leave=False, disable=None, desc="scoring") as bar:
-            rows = summarise(evaluate({**YARDSTICKS, options.recipe: model.render}, test, progress=_count_songs(bar)))
+            rows = summarise(evaluate({**YARDSTICKS, _run_name(options): model.render}, test, progress=_count_songs(bar)))
         model.save_pretrained(best, metrics=rows)
         print(_table(rows, "text"))
     return 0
@@ -334,11 +339,11 @@ def run_bench(options):
     from timbre_palette.bench import compare_segments, time_waiting
     if options.steps < 0:
         raise PaletteError("--steps is a whole number of 0 or more")
-    print("segments of 2 s with their targets, per second")
-    for row in compare_segments(options.data[0] if options.data else None):
+    print("segments of 2 s with their targets, per second", flush=True)
+    for row in compare_segments(options.data or ()):
         print(f"  whole songs as {row['format']}: {row['ours']:.1f} by seeking and in batch, {row['paper']:.2f} by decoding the song; ratio {row['ratio']:.0f}", flush=True)
-    for recipe in ("graybox", "paper-v2") if options.steps and options.data else ():
-        row = time_waiting(recipe, options.data, options.steps)
+    for recipe in ("graybox", "paper-v2") if options.steps else ():
+        row = time_waiting(recipe, options.data or (), options.steps)
         print(f"  {recipe}: {row['seconds']:.2f} s a step, {row['waiting']:.1f} % of it waiting for segments", flush=True)
     return 0
 

@@ -191,13 +191,14 @@ class GrayBox(Pretrained):
         return [{"params": list(self.blocks.parameters()), "lr": 5 * learning_rate}, {"params": list(self.controllers.parameters()), "lr": learning_rate}]
 
     def forward(self, x, sample_rate, strengths):
-        loudness, audible = self._listen(x, sample_rate)
-        for name, block in self.blocks.items():
-            if name == "level":
-                loudness, audible = self._listen(x, sample_rate)
-            controls = self.controllers[name](strengths, loudness)
-            x = block(x, sample_rate, torch.where(audible[:, None], controls, 0.0) if name == "level" else controls)
-        return x
+        with torch.autocast(x.device.type, enabled=False):  # filters and meters are no place for half precision
+            loudness, audible = self._listen(x, sample_rate)
+            for name, block in self.blocks.items():
+                if name == "level":
+                    loudness, audible = self._listen(x, sample_rate)
+                controls = self.controllers[name](strengths, loudness)
+                x = block(x, sample_rate, torch.where(audible[:, None], controls, 0.0) if name == "level" else controls)
+            return x
 
     def _listen(self, x, sample_rate):
         "Loudness in LUFS `(batch,)`, the quietest that can be measured for silence, and where there is any."

@@ -24,12 +24,12 @@ def _last(x):
 class TimeConv(nn.Conv1d):
     "A `Conv1d` on `(batch, channels, 1, time)`."
     def forward(self, x):
-        return F.conv2d(x, _last(self.weight.unsqueeze(2)), self.bias, (1, *self.stride), (0, *self.padding))
+        return F.conv2d(x, _last(self.weight.unsqueeze(2)), self.bias, (1, *self.stride), (0, *self.padding), (1, *self.dilation), self.groups)
 
 class TimeConvTranspose(nn.ConvTranspose1d):
     "A `ConvTranspose1d` on `(batch, channels, 1, time)`."
     def forward(self, x):
-        return F.conv_transpose2d(x, _last(self.weight.unsqueeze(2)), self.bias, (1, *self.stride), (0, *self.padding), (0, *self.output_padding))
+        return F.conv_transpose2d(x, _last(self.weight.unsqueeze(2)), self.bias, (1, *self.stride), (0, *self.padding), (0, *self.output_padding), self.groups, (1, *self.dilation))
 
 # %% ../nbs/14_model.ipynb #up-layers
 class Upsample(nn.Sequential):

@@ -59,11 +59,11 @@ class Recipe:
             if isinstance(getattr(self, name), list):  # as YAML has it
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in choices:
                 raise PaletteError(f"a recipe's {name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
         for name in (*COUNTS, "seed"):
             lowest = 0 if name == "seed" else 1
-            if type(getattr(self, name)) is not int or getattr(self, name) < lowest:
+            if type(getattr(self, name)) is not int or not lowest <= getattr(self, name) < 2 ** 31:
                 raise PaletteError(f"a recipe's {name} is a whole number of {lowest} or more, not {getattr(self, name)!r}")
         for name, lowest in LOWEST.items():
             value = getattr(self, name)
@@ -74,7 +74,7 @@ class Recipe:
             raise PaletteError("a recipe's arguments are a dictionary, paper_compat is true or false, start a folder or a name")
         if not isinstance(self.sample_rates, tuple) or not self.sample_rates or not all(type(rate) is int and 1000 <= rate <= HIGHEST_RATE for rate in self.sample_rates):
             raise PaletteError(f"a recipe's sample_rates are whole numbers of Hz from 1000, such as [44100, 48000], not {self.sample_rates!r}")
-        if not isinstance(self.stems, tuple) or not self.stems or set(self.stems) - set(STEMS):
+        if not isinstance(self.stems, tuple) or not self.stems or any(stem not in STEMS for stem in self.stems):
             raise PaletteError(f"a recipe's stems are some of {', '.join(STEMS)}, such as [mixture, vocals], not {self.stems!r}")
         if self.batch % self.accumulate:
             raise PaletteError(f"a recipe's batch is a multiple of accumulate; {self.batch} is not one of {self.accumulate}")

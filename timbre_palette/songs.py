@@ -60,31 +60,31 @@ def read_headers(folder, paths):
     "Sample rate in Hz and frames of each of `paths`, or the reason why it cannot be read: a dictionary. Remembered from call to call, by `folder`."
     index = cache_folder() / "headers" / f"{hashlib.sha256(os.fsencode(Path(folder).resolve())).hexdigest()[:32]}.json"
     try:
-        known = {name: entry for name, *entry in json.loads(index.read_text(encoding="utf-8"))}
+        known = {name: entry for name, *entry in json.loads(index.read_text(encoding="utf-8")) if len(entry) == 4 and all(type(value) is int for value in entry)}
     except (OSError, ValueError, TypeError):
         known = {}
     found = {}
     for path in paths:
-        status, name = path.stat(), str(path.resolve())
-        mark = [status.st_size, status.st_mtime_ns]
-        entry = known.get(name, [])
-        if entry[:2] != mark or len(entry) != 3:
-            try:
-                entry = [*mark, list(read_header(path))]
-            except PaletteError as error:
-                entry = [*mark, str(error).removeprefix(f"{path}: ")]
-        found[path] = known[name] = entry
+        try:
+            status, name = path.stat(), str(path.resolve())
+            mark = [status.st_size, status.st_mtime_ns]
+            if known.get(name, [])[:2] != mark:
+                known[name] = [*mark, *read_header(path)]
+            found[path] = tuple(known[name][2:])
+        except (PaletteError, OSError) as error:  # tried again next time: rights and networks change
+            found[path] = str(error).removeprefix(f"{path}: ")
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(index) as temporary:
             temporary.write_text(json.dumps([[name, *entry] for name, entry in known.items()]), encoding="utf-8")
     except (OSError, ValueError):  # a read-only home, a name that is not text
         pass
-    return {path: entry[2] if isinstance(entry[2], str) else tuple(entry[2]) for path, entry in found.items()}
+    return found
 
 # %% ../nbs/17_songs.ipynb #any-folder
 SPLITS = ("train", "val", "test")
 SUFFIXES = (*CONTAINERS, ".oga", ".opus")
+STEMS = ("mixture", "vocals", "drums", "bass", "other")
 
 def _tracks(folder, files, report):
     "`Track`s of `files`, a list of (path, title, source, split); those that cannot be read are reported."
@@ -100,16 +100,18 @@ def _tracks(folder, files, report):
     return tracks
 
 def _files_of_folder(folder, stems):
-    "All audio files of a folder, each a song of its own."
+    "All audio files of a folder, each a song of its own unless it is named as a stem."
     parts = [(name, folder / name) for name in SPLITS] if (folder / "train").is_dir() else [("", folder)]
     for split, part in parts:
         for path in sorted(part.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+            if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or not path.is_file():
+                continue
+            if path.stem not in STEMS:
                 yield path, path.stem, str(folder), split
+            elif path.stem in stems or not any(path.with_stem(stem).exists() for stem in stems):
+                yield path, path.parent.name, str(folder), split
 
 # %% ../nbs/17_songs.ipynb #layouts
-STEMS = ("mixture", "vocals", "drums", "bass", "other")
-
 @dataclass(frozen=True)
 class Layout:
     "How a published data set is laid out: patterns of its songs' folders, for the mixtures and for the stems, by split."
@@ -167,14 +169,16 @@ def find_tracks(place, report=None, stems=("mixture",)):
 
 # %% ../nbs/17_songs.ipynb #once
 def without_repeats(tracks):
-    "`tracks` without songs that an earlier data set has too, MUSDB18-HQ before all others. Files of one song in one set stay together."
-    order = dict.fromkeys(track.source for track in tracks)
+    """`tracks` without songs that a published set (see `LAYOUTS`) has too, MUSDB18-HQ before DSD100 before folders.
+
+    Files of one song in one place stay together, and two folders may each have a `01 Intro`.
+    """
     owner = {}
-    for source in sorted(order, key=lambda source: source != "musdb18hq"):
+    for source in LAYOUTS:
         for track in tracks:
             if track.source == source:
                 owner.setdefault(track.song, source)
-    return [track for track in tracks if owner[track.song] == track.source]
+    return [track for track in tracks if owner.get(track.song, track.source) == track.source]
 
 def describe_overlap(splits):
     "How many files, songs and songs in several data sets the `Track`s of a dictionary of splits have, and how many test songs are also trained on."
@@ -215,9 +219,10 @@ def load_splits(places, seed=0, report=None, split="official", stems=("mixture",
     if split not in SPLITTINGS:
         raise PaletteError(f"unknown split {split!r}; use {' or '.join(SPLITTINGS)}")
     tracks = [track for place in places for track in find_tracks(place, report, stems)]
+    tracks = list({track.path.resolve(): track for track in tracks}.values())  # a place that was named twice
     if not paper_compat:
         kept = without_repeats(tracks)
-        repeated = len({track.song for track in tracks if track not in set(kept)})
+        repeated = len({track.song for track in set(tracks) - set(kept)})
         if repeated and report:
             report(f"{repeated} songs stand in several data sets and count once")
         tracks = kept
