@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import soundfile
 
 from timbre_palette import cli, enhance
 from timbre_palette.anchors import palette
@@ -77,3 +78,14 @@ def test_weights_of_ones_own(folder, tmp_path, capsys):
 
 def test_every_model_is_offered_by_name():
     assert list(enhance.MODELS) == ["graybox", "waveunet-v2", "dsp"] and enhance.model_label("graybox") == "gray-box"
+
+
+def test_songs_that_cannot_be_scored_are_left_out(folder, capsys):
+    "One of NaN, one of a single sample, one of a constant: named or passed over, and the figures of the others stay numbers."
+    soundfile.write(folder / "test" / "nan.wav", np.full(9000, np.nan, np.float32), 8000, subtype="FLOAT")
+    soundfile.write(folder / "test" / "one.wav", np.array([0.5]), 8000)
+    soundfile.write(folder / "test" / "constant.wav", np.full(9000, 0.3), 8000)
+    assert main(["evaluate", str(folder), "--models", "dsp", "--layout", "json"]) == 0
+    out, error = capsys.readouterr()
+    assert error.count("nan.wav") == 1 and "left out" in error
+    assert json.loads(out) and "NaN" not in out

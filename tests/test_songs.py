@@ -99,7 +99,7 @@ def test_training_on_both_sets_with_a_broken_song(sets, tmp_path, capsys):
         settings = ["steps=4", "batch=2", "seconds=0.5", "validate_every=2", "validation_batches=1", "stems=[mixture, vocals]"]
         assert main(["train", "graybox", "--data", *places, "--out", str(tmp_path / "run"), "--device", "cpu", "--set", *settings]) == 0
         error = capsys.readouterr().err
-        assert error.count("Band E - Broken") == 1 and "left out" in error and "4 songs stand in several" in error
+        assert error.count("Band E - Broken/mixture.wav: left out") == 1 and error.count("it has no vocals.wav") == 1 and "4 songs stand in several" in error
         card = json.loads((tmp_path / "run" / "best" / "card.json").read_text())
         assert card["data"]["train"]["sources"] == ["musdb18hq"] and card["overlap"]["songs"] == 7
         assert "educational" in list(card["data"]["train"]["licences"])[0]

@@ -323,6 +323,46 @@ def test_a_run_that_never_began_can_be_corrected(folder, tmp_path):
     train_palette(find_recipe("paper-v2", [*SMALL, "steps=2", "sample_rates=[44100]", "seconds=0.05"]), folder, tmp_path / "run", "cpu")
 
 
+def test_a_stop_during_the_last_step_is_heard(folder, tmp_path):
+    "The run is over and saved; what comes after it is not begun."
+    recipe = find_recipe("graybox", [*SMALL, "steps=3"])
+    with pytest.raises(KeyboardInterrupt):
+        train_palette(recipe, folder, tmp_path / "run", "cpu", progress=lambda step, figures: signal.raise_signal(signal.SIGINT) if step == 3 else None)
+    assert train_palette(recipe, folder, tmp_path / "run", "cpu").card["curve"][-1]["step"] == 3
+
+
+def test_a_signal_that_is_ignored_stays_ignored(folder, tmp_path):
+    "As nohup asks."
+    recipe = find_recipe("graybox", [*SMALL, "steps=3"])
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train_palette(recipe, folder, tmp_path / "run", "cpu", progress=lambda step, figures: signal.raise_signal(signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_beside_its_songs_can_be_resumed(folder, tmp_path):
+    "What it renders to listen to is not taken for songs."
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for _ in range(2):
+        train_palette(find_recipe("graybox", [*SMALL, "steps=3"]), tmp_path, tmp_path / "run", "cpu")
+    assert len(list((tmp_path / "run" / "examples").iterdir())) == 6
+
+
+def test_too_little_memory_is_one_line(folder, tmp_path):
+    code = """if 1:
+        import resource, sys
+        from timbre_palette.cli import main
+        import timbre_palette.training, torch.utils.tensorboard, accelerate
+        held = int(open("/proc/self/statm").read().split()[0]) * 4096
+        resource.setrlimit(resource.RLIMIT_AS, (held + 2 ** 30,) * 2)
+        sys.exit(main(sys.argv[1:]))"""
+    arguments = ["train", "paper-v2", "--data", folder, "--out", tmp_path / "run", "--device", "cpu", "--set", "batch=32", "seconds=4", "precision=float32", "steps=2", "validation_batches=1"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "not enough memory" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
 SHARED = {"graybox": ["graybox", "--set", "batch=12", "seconds=0.25", "sample_rates=[8000]", "learning_rate=5e-4"],
           "waveunet": ["paper-v2", "--set", "batch=4", "seconds=0.1", 'arguments={"width": 8, "depth": 2}', "precision=float32", "accumulate=2"]}
 
@@ -345,17 +385,21 @@ def test_two_processes_train_as_one(name, folder, tmp_path, command, launched):
 
 
 REFUSED = {"no such folder": "no such folder", "one song": "one song", "no songs": "no songs", "unknown recipe": "unknown recipe", "unknown setting": "no setting",
-           "bad value": "whole number", "a rate without gradient": "44100 Hz only", "other recipe": "another recipe", "damaged state": "cannot be resumed", "a card without a recipe": "names no model",
+           "bad value": "whole number", "a rate without gradient": "44100 Hz only", "other recipe": "another recipe", "damaged state": "cannot be resumed", "a card without a recipe": "not a recipe or a card",
            "not json": "not a recipe", "unknown device": "not available", "a song on both sides": "more than one",
-           "other songs": "began with other songs", "a run that is a file": "is not a folder", "an impossible model": "cannot be built",
+           "other songs": "began with other songs", "a damaged list of songs": "is damaged", "weights of another run": "not a whole run's",
+           "a recipe of the user's": "not a whole run's", "a folder of songs": "is a folder of songs", "weights that are gone": "are gone", "a run that is a file": "is not a folder", "an impossible model": "cannot be built",
            "other weights to start from": "another model", "too large a seed": "whole number", "a list as a word": "is one of"}
 
 
-def begun(out):
-    "A folder with the marks of a run."
-    out.mkdir()
-    (out / "recipe.yaml").write_text("model: GrayBox\n")
-    (out / "state.safetensors").write_bytes(b"words")
+def files(folder):
+    "All files of a folder but TensorBoard's."
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.name.startswith("events")}
+
+
+def begun(out, arguments, data):
+    "A run of two steps."
+    assert main([str(argument) for argument in ["train", *arguments, "--data", data, "--out", out]]) == 0
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -368,14 +412,21 @@ def test_refusals_are_one_line(case, folder, tmp_path, capsys):
     elif case == "unknown setting": arguments += ["stepz=3"]
     elif case == "bad value": arguments += ["batch=many"]
     elif case == "a rate without gradient": arguments[0] = "waveunet-v2"
-    elif case == "other recipe": begun(out)
-    elif case == "other songs": begun(out); (out / "recipe.yaml").unlink(); (out / "songs.txt").write_text("train\t1\tgone.wav\n")
+    elif case == "other recipe": begun(out, arguments, data); arguments += ["seed=1"]
+    elif case == "other songs": begun(out, arguments, data); (out / "songs.json").write_text('[["train", 1, "gone.wav"]]')
+    elif case == "a damaged list of songs": begun(out, arguments, data); (out / "songs.json").write_bytes(b"\xff")
+    elif case == "weights of another run": (out / "best").mkdir(parents=True)
+    elif case == "a recipe of the user's": out.mkdir(); (out / "recipe.yaml").write_text("# mine\nmodel: GrayBox\n")
+    elif case == "a folder of songs": out = data
+    elif case == "weights that are gone":
+        begun(out, arguments, data)
+        for path in (out / "best").iterdir(): path.unlink()
     elif case == "a run that is a file": out.write_text("words")
     elif case == "an impossible model": arguments += ['arguments={"hidden": -4}']
     elif case == "other weights to start from": arguments += ["start=waveunet-v2"]
     elif case == "too large a seed": arguments += ["seed=99999999999999999999"]
     elif case == "a list as a word": arguments += ["loss=[stable]"]
-    elif case == "damaged state": out.mkdir(); (out / "state.safetensors").write_bytes(b"words")
+    elif case == "damaged state": begun(out, arguments, data); (out / "state.safetensors").write_bytes(b"words")
     elif case == "a card without a recipe": arguments[0] = tmp_path / "card.json"; arguments[0].write_text('{"class": "GrayBox"}')
     elif case == "not json": arguments[0] = tmp_path / "card.json"; arguments[0].write_text("words")
     elif case == "unknown device": arguments += ["--device", "warp"]
@@ -384,7 +435,11 @@ def test_refusals_are_one_line(case, folder, tmp_path, capsys):
         for split in ("train", "val"):
             (data / split).mkdir(parents=True)
             write_audio(data / split / "same.wav", demo_clip(8000), 8000)
+    before = files(out) if out.is_dir() else None
+    capsys.readouterr()
     code = main([str(argument) for argument in ["train", *arguments, "--data", data, "--out", out]])
+    if before is not None:
+        assert before == files(out)
     lines = capsys.readouterr().err.splitlines()
     assert code == 2 and len(lines) == 1, lines
     assert re.search(REFUSED[case], lines[0]), lines

@@ -33,13 +33,16 @@ def _long_sounds(places, count, lengths_s):
     pool, rng = whole or tracks, np.random.default_rng(0)
     for number in range(count):
         pieces = []
-        while sum(piece.shape[1] for piece in pieces) < shortest:
+        length = 0
+        while length < shortest:
             if pool:
                 recording = read_audio(pool[(number if whole else rng.integers(len(pool))) % len(pool)].path)
                 piece = resample(recording.samples, recording.sample_rate, 44100)
             else:
                 piece = np.roll(demo_clip(44100), rng.integers(100_000), axis=1)
-            pieces.append(np.broadcast_to(piece[:2], (2, piece.shape[1])))
+            repeats = 1 + 44100 // max(1, piece.shape[1])  # of a sound shorter than a second
+            pieces.append(np.tile(np.broadcast_to(piece[:2], (2, piece.shape[1])), repeats))
+            length += max(1, pieces[-1].shape[1])
         yield np.concatenate(pieces, 1)[:, :longest]
 
 def make_songs(folder, places=(), count=3, lengths_s=LENGTHS_S):

@@ -130,6 +130,13 @@ def _message(error):
     text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
     return "timbre-palette: " + text.replace("\n", "\\n").replace("\r", "\\r")
 
+def _show(text):
+    "Print a result; if its reader has gone, go on in silence."
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")
+
 class _Alone:
     "The one process there is, in the terms of Accelerate's `PartialState`."
     is_main_process, local_process_index, process_index, num_processes = True, 0, 0, 1
@@ -152,14 +159,6 @@ def _each(jobs, work, describe, as_json, team=_Alone()):
     "Run `work` on this process's part of the jobs, print each result, list the failures of all; the exit code."
     from timbre_palette.audio import PaletteError
     reports, failures = [], []
-
-    def show(text):
-        "Print a result; if its reader has gone, go on in silence."
-        try:
-            print(text, flush=True)
-        except BrokenPipeError:
-            sys.stdout = open(os.devnull, "w")
-
     for job in jobs[team.process_index::team.num_processes]:
         try:
             reports.append(work(job))
@@ -167,12 +166,12 @@ def _each(jobs, work, describe, as_json, team=_Alone()):
             failures.append(_message(error))
             continue
         if not as_json:
-            show(describe(reports[-1]))
+            _show(describe(reports[-1]))
     reports, failures = _from_all(team, reports), _from_all(team, failures)
     if not team.is_main_process:
         return 2 if failures else 0
     if as_json and (reports or len(jobs) > 1):
-        show(json.dumps(reports, indent=2))
+        _show(json.dumps(reports, indent=2))
     for failure in failures:
         print(failure, file=sys.stderr)
     if failures and len(jobs) > 1:
@@ -265,17 +264,17 @@ def run_evaluate(options):
     from timbre_palette.songs import find_tracks, recognise
     if options.layout not in WRITERS:
         raise PaletteError(f"unknown table layout {options.layout!r}; use {', '.join(WRITERS)}")
-    if not 0 < options.seconds < 1e6 or options.blends < 0 or options.seed < 0:
-        raise PaletteError("--seconds is a number above 0, --blends and --seed are whole numbers of 0 or more")
+    if not 0 < options.seconds < 1e6 or not 0 <= options.blends <= 10 ** 6 or options.seed < 0:
+        raise PaletteError("--seconds is a number above 0, --blends a whole number up to a million, --seed one of 0 or more")
     keep_freed_memory()
-    place = Path(options.data)
+    place = Path(options.data) if options.data else options.data
     models = {**YARDSTICKS, **{name: find_model(name) for name in options.models}}
-    tracks = find_tracks(place / "test" if (place / "test").is_dir() and not recognise(place) else place, _report)
+    tracks = find_tracks(place / "test" if place and (place / "test").is_dir() and not recognise(place) else place, _report)
     tracks = [track for track in tracks if track.split == "test"] or tracks
     with tqdm(leave=False, disable=None, desc="scoring") as bar:
-        records = (evaluate_blends(models, tracks, options.blends, options.seed, options.seconds, _count_songs(bar)) if options.blends
-                   else evaluate(models, tracks, seconds=options.seconds, progress=_count_songs(bar)))
-    print(_table(summarise(records, each_style=not options.blends), options.layout))
+        records = (evaluate_blends(models, tracks, options.blends, options.seed, options.seconds, _count_songs(bar), _report) if options.blends
+                   else evaluate(models, tracks, seconds=options.seconds, progress=_count_songs(bar), report=_report))
+    _show(_table(summarise(records, each_style=not options.blends), options.layout))
     return 0
 
 # %% ../nbs/44_cli.ipynb #run-train
@@ -302,7 +301,7 @@ def run_train(options):
     from timbre_palette.songs import load_splits
     recipe = find_recipe(options.recipe, options.set)
     if options.show:
-        print(write_recipe(recipe) + _describe_songs(load_splits(options.data, recipe.seed, _report, recipe.split, recipe.stems, recipe.paper_compat)))
+        _show(write_recipe(recipe) + _describe_songs(load_splits(options.data, recipe.seed, _report, recipe.split, recipe.stems, recipe.paper_compat)))
         return 0
     if not options.out:
         raise PaletteError("name a folder for the run with --out")
@@ -323,13 +322,13 @@ def run_train(options):
     if not main:
         return 0
     best, test = Path(options.out) / "best", load_splits(options.data, recipe.seed, None, recipe.split, recipe.stems, recipe.paper_compat).get("test")
-    print(f"{best}: the model of step {model.card['chosen_at_step']} of {recipe.steps}, best by validation; {model.card['minutes']} minutes, "
+    _show(f"{best}: the model of step {model.card['chosen_at_step']} of {recipe.steps}, best by validation; {model.card['minutes']} minutes, "
           f"{model.card['waiting_percent']} % of them waiting for segments")
     if test:
         with tqdm(leave=False, disable=None, desc="scoring") as bar:
-            rows = summarise(evaluate({**YARDSTICKS, _run_name(options): model.render}, test, progress=_count_songs(bar)))
+            rows = summarise(evaluate({**YARDSTICKS, _run_name(options): model.render}, test, progress=_count_songs(bar), report=_report))
         model.save_pretrained(best, metrics=rows)
-        print(_table(rows, "text"))
+        _show(_table(rows, "text"))
     return 0
 
 # %% ../nbs/44_cli.ipynb #run-bench
@@ -337,7 +336,7 @@ def run_bench(options):
     "`timbre-palette bench`."
     from timbre_palette.audio import PaletteError
     from timbre_palette.bench import compare_segments, time_waiting
-    if options.steps < 0:
+    if not 0 <= options.steps <= 10 ** 6:
         raise PaletteError("--steps is a whole number of 0 or more")
     print("segments of 2 s with their targets, per second", flush=True)
     for row in compare_segments(options.data or ()):
@@ -383,7 +382,7 @@ def run():
         raise KeyboardInterrupt
 
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # nohup stays nohup
             signal.signal(getattr(signal, name), stop)
     if sys.stdout:  # None where it was closed
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text

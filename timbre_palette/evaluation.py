@@ -36,28 +36,28 @@ def identity(x, sample_rate, weights, amount=1.0):
 YARDSTICKS = {"identity": identity, "oracle": palette}
 
 # %% ../nbs/32_evaluation.ipynb #evaluate
-def evaluate(models, tracks, styles=STYLES, amount=1.0, seconds=10.0, progress=None):
+def evaluate(models, tracks, styles=STYLES, amount=1.0, seconds=10.0, progress=None, report=None):
     """Score `models`, a dictionary of functions with the signature of `palette`, on the first `seconds` of `tracks`.
 
     A list of records: `model`, `song`, `style`, `amount` and the measures of `score`. `styles` are
-    anything `parse_style` takes. A song whose excerpt is silence is left out. `progress(done, total)`
-    counts songs. Raises `PaletteError` if nothing is left.
+    anything `parse_style` takes. A song whose excerpt is silence, or cannot be read, is left out; `report(message)`
+    tells of the latter. `progress(done, total)` counts songs. Raises `PaletteError` if nothing is left.
     """
     records = []
     settings = [(parse_style(style), amount) for style in styles]
     for number, track in enumerate(tracks):
-        records += _score_song(models, track, settings, seconds)
+        records += _score_song(models, track, settings, seconds, report)
         if progress:
             progress(number + 1, len(tracks))
     return _some(records)
 
-def evaluate_blends(models, tracks, count=200, seed=0, seconds=10.0, progress=None):
+def evaluate_blends(models, tracks, count=200, seed=0, seconds=10.0, progress=None, report=None):
     "Records as of `evaluate`, for `count` random styles (uniform on the simplex) at random amounts, each on one song in turn."
     rng = np.random.default_rng(seed)
     weights, amounts = rng.dirichlet(np.ones(3), size=count), rng.random(count)
     records = []
     for k in range(count):
-        records += _score_song(models, tracks[k % len(tracks)], [(weights[k], amounts[k])], seconds)
+        records += _score_song(models, tracks[k % len(tracks)], [(weights[k], amounts[k])], seconds, report)
         if progress:
             progress(k + 1, count)
     return _some(records)
@@ -65,13 +65,18 @@ def evaluate_blends(models, tracks, count=200, seed=0, seconds=10.0, progress=No
 def _some(records):
     "The records, if there are any."
     if not records:
-        raise PaletteError("these songs begin with silence only; score more --seconds of them")
+        raise PaletteError("these songs cannot be read or begin with silence only; score others, or more --seconds of them")
     return records
 
-def _score_song(models, track, settings, seconds):
-    "Records of all models for one song at some (weights, amount)."
-    x, rate, records = excerpt(track, seconds), track.sample_rate, []
-    if not x.any():
+def _score_song(models, track, settings, seconds, report=None):
+    "Records of all models for one song at some (weights, amount); none for a song without sound."
+    try:
+        x, rate, records = excerpt(track, seconds), track.sample_rate, []
+    except PaletteError as error:
+        if report:
+            report(f"{error}; left out")
+        return []
+    if (x == x.mean()).all():
         return records
     for weights, amount in settings:
         target = torch.tensor(palette_reference(x[0].numpy(), rate, weights, amount)[None])

@@ -60,8 +60,8 @@ def read_headers(folder, paths):
     "Sample rate in Hz and frames of each of `paths`, or the reason why it cannot be read: a dictionary. Remembered from call to call, by `folder`."
     index = cache_folder() / "headers" / f"{hashlib.sha256(os.fsencode(Path(folder).resolve())).hexdigest()[:32]}.json"
     try:
-        known = {name: entry for name, *entry in json.loads(index.read_text(encoding="utf-8")) if len(entry) == 4 and all(type(value) is int for value in entry)}
-    except (OSError, ValueError, TypeError):
+        known = {name: entry for name, *entry in json.loads(index.read_text(encoding="utf-8")) if len(entry) == 4 and all(type(value) is int and value > 0 for value in entry)}
+    except (OSError, ValueError, TypeError, RecursionError):
         known = {}
     found = {}
     for path in paths:
@@ -99,12 +99,13 @@ def _tracks(folder, files, report):
         raise PaletteError(f"{folder}: no songs that can be read in this folder; it takes {', '.join(name[1:] for name in SUFFIXES)}")
     return tracks
 
-def _files_of_folder(folder, stems):
+def _files_of_folder(folder, stems, report):
     "All audio files of a folder, each a song of its own unless it is named as a stem."
     parts = [(name, folder / name) for name in SPLITS] if (folder / "train").is_dir() else [("", folder)]
+    runs = {path.parent for path in folder.rglob("songs.json") if path.with_name("recipe.yaml").exists()}  # whose examples are no songs
     for split, part in parts:
         for path in sorted(part.rglob("*")):
-            if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or not path.is_file():
+            if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or not path.is_file() or not runs.isdisjoint(path.parents):
                 continue
             if path.stem not in STEMS:
                 yield path, path.stem, str(folder), split
@@ -130,11 +131,14 @@ LAYOUTS = {
 
 def _files_of_layout(name):
     "A function that lists the files of a published set."
-    def files(folder, stems):
+    def files(folder, stems, report):
         for split in ("train", "test"):
             for stem in stems:
-                for path in sorted(folder.glob(f"{LAYOUTS[name].folders(stem)[split]}/{stem}.wav")):
-                    yield path, re.sub(r"^\d+ - ", "", path.parent.name), name, split
+                for song in sorted(path for path in folder.glob(LAYOUTS[name].folders(stem)[split]) if path.is_dir()):
+                    if (song / f"{stem}.wav").is_file():
+                        yield song / f"{stem}.wav", re.sub(r"^\d+ - ", "", song.name), name, split
+                    elif report:
+                        report(f"{song}: left out, it has no {stem}.wav")
     return files
 
 def recognise(folder):
@@ -160,12 +164,12 @@ def find_tracks(place, report=None, stems=("mixture",)):
         if not os.environ.get(variable):
             raise PaletteError(f"{place}: give the folder itself, or set {variable} to it")
         folder = Path(os.environ[variable])
-    if not folder.is_dir():
-        raise PaletteError(f"{folder}: no such folder; give one with songs in it")
+    if not str(place) or not folder.is_dir():
+        raise PaletteError(f"{folder if str(place) else 'an empty name'}: {'is not a folder' if folder.exists() else 'no such folder'}; give one with songs in it")
     name = recognise(folder)
     if wanted and name != wanted:
         raise PaletteError(f"{folder}: is not laid out as {wanted} is, with {' and '.join(LAYOUTS[wanted].mixtures.values())}")
-    return _tracks(folder, list((_files_of_layout(name) if name else _files_of_folder)(folder, stems)), report)
+    return _tracks(folder, list((_files_of_layout(name) if name else _files_of_folder)(folder, stems, report)), report)
 
 # %% ../nbs/17_songs.ipynb #once
 def without_repeats(tracks):
@@ -259,8 +263,11 @@ def _manifest(folder):
     "Rows of the manifest that describes a folder, by the absolute path of their file; empty without one."
     for above in (folder, *folder.parents):
         if (above / "manifest.csv").is_file():
-            with open(above / "manifest.csv", newline="", encoding="utf-8") as file:
-                return {above / row["file"]: row for row in csv.DictReader(file) if "file" in row}
+            try:
+                with open(above / "manifest.csv", newline="", encoding="utf-8-sig", errors="replace") as file:
+                    return {above / row["file"]: row for row in csv.DictReader(file) if row.get("file")}
+            except (OSError, csv.Error):
+                return {}
     return {}
 
 def describe_tracks(tracks):

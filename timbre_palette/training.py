@@ -11,6 +11,7 @@ __all__ = ['LONGEST_WAIT', 'KEPT', 'SAVE_EVERY_S', 'VALIDATION_SEED', 'find_stat
 import json
 import math
 import platform
+import re
 import signal
 import threading
 import time
@@ -41,7 +42,7 @@ LONGEST_WAIT = timedelta(days=1)  # of one process for another, which may be at 
 def find_state(device="auto"):
     """Accelerate's `PartialState`: which process this is, of how many, and on what.
 
-    Raises `PaletteError` if Accelerate is not installed.
+    Raises `PaletteError` if Accelerate is not installed, or the processes it was launched with are not there.
     """
     try:
         from accelerate import PartialState
@@ -51,7 +52,10 @@ def find_state(device="auto"):
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     AcceleratorState._reset_state(reset_partial_state=alone)  # an earlier run in this process may have had another device or precision
     on_cpu = device == "cpu" or device == "auto" and torch.backends.mps.is_available()  # Apple's has no float64, which meters need
-    return PartialState(cpu=on_cpu, timeout=LONGEST_WAIT) if alone else PartialState()
+    try:
+        return PartialState(cpu=on_cpu, timeout=LONGEST_WAIT) if alone else PartialState()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise PaletteError(f"the other processes cannot be joined ({' '.join(str(error).split())[:120]}); use accelerate launch, or unset WORLD_SIZE and LOCAL_RANK") from None
 
 def on_main(team, work):
     "What `work()` returns, done by the main process and given to all; where it raises a `PaletteError` there, the others end with exit code 2 and without a word."
@@ -62,7 +66,7 @@ def on_main(team, work):
     if team.is_main_process:
         try:
             answer[0] = work()
-        except PaletteError as error:
+        except (PaletteError, OSError) as error:
             answer[1] = error
     broadcast_object_list(answer)
     if answer[1]:
@@ -78,8 +82,8 @@ def find_accelerator(device="auto", precision="float32"):
     from accelerate import Accelerator, DistributedDataParallelKwargs
     mode = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[PRECISIONS[precision]]
     try:
-        accelerator = Accelerator(cpu=state.device.type == "cpu", mixed_precision=mode, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
-    except (ValueError, RuntimeError) as error:
+        accelerator = Accelerator(cpu=state.device.type == "cpu", mixed_precision=mode, dynamo_backend="no", kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    except (ValueError, RuntimeError, ImportError) as error:
         raise PaletteError(f"this machine cannot train in {precision} on {device!r} ({' '.join(str(error).split())[:120]})") from None
     if device != "auto" and accelerator.device.type != str(device).split(":")[0]:
         raise PaletteError(f"device {device!r} is not available here, {accelerator.device.type} is; use auto")
@@ -99,6 +103,7 @@ def save_state(path, model, optimiser, scheduler, average=None, scaler=None, **p
 def load_state(path, model, optimiser, scheduler, average=None, scaler=None):
     "Take up the state saved at `path`; returns its progress. Raises `PaletteError` if it is damaged or another model's."
     try:
+        Path(path).open("rb").close()  # what the system has against it, in the system's words
         with safe_open(path, "pt") as file:
             header = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -119,7 +124,7 @@ def load_state(path, model, optimiser, scheduler, average=None, scaler=None):
         if scaler and scaling:
             scaler.load_state_dict(scaling)
         return header
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise PaletteError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:160]}); remove it to begin anew") from None
 
 # %% ../nbs/20_training.ipynb #fetch-ahead
@@ -165,7 +170,8 @@ def at_step_end():
 
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     ours = threading.current_thread() is threading.main_thread()  # only there may handlers be set
-    before = {name: signal.signal(getattr(signal, name), ask) for name in names} if ours else {}
+    heard = [name for name in names if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]  # nohup stays nohup
+    before = {name: signal.signal(getattr(signal, name), ask) for name in heard} if ours else {}
     try:
         yield lambda: bool(asked)
     finally:
@@ -204,26 +210,42 @@ def _watcher(folder, step):
     "TensorBoard's writer for a run that goes on at a step, or None where it is not installed."
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+        return SummaryWriter(folder, purge_step=step)
+    except (ImportError, OSError, ValueError):  # watching is not worth a run; the curve is in the card too
         return None
-    return SummaryWriter(folder, purge_step=step)
 
-def _gradients(accelerator, together, batch, accumulate, asked_to_stop):
-    "Loss and figures of a batch, whose gradient is left in the parameters, whether all of it is finite, and whether a process was asked to stop."
-    total, asked = 0.0, False
+def _anyone(accelerator, flag):
+    "Whether a flag is set on any process."
+    return flag if accelerator.num_processes == 1 else accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)).item() > 0
+
+def _gradients(accelerator, together, batch, accumulate):
+    "Loss and figures of a batch, whose gradient is left in the parameters, and whether the loss is finite everywhere."
+    total = 0.0
     parts = batch.parts(accumulate) if accumulate > 1 else [batch]
     for number, part in enumerate(parts):
         with accelerator.no_sync(together) if number + 1 < len(parts) else nullcontext():
             loss, figures = together(part)
             if not loss.requires_grad:
                 raise PaletteError("this model gives no gradient at these sample rates; a Wave-U-Net learns at 44100 Hz only")
-            shared = torch.stack([loss.detach().float(), torch.tensor(float(asked_to_stop()), device=loss.device)])
-            loss_everywhere, asked_anywhere = accelerator.reduce(shared, "mean").tolist()
-            total, asked = total + loss_everywhere / len(parts), asked or asked_anywhere > 0
+            total += accelerator.reduce(loss.detach(), "mean").item() / len(parts)
             if not math.isfinite(total):
-                return total, figures, False, asked
+                return total, figures, False
             accelerator.backward(loss / len(parts))
-    return total, figures, True, asked
+    return total, figures, True
+
+def _step(accelerator, together, stepper, batch, accumulate, clip):
+    "One step of the optimiser: loss, figures, and what was not finite (`loss` or `gradient`), was `scaled`, or nothing."
+    stepper.zero_grad()
+    loss, figures, finite = _gradients(accelerator, together, batch, accumulate)
+    if not finite:
+        return loss, figures, "loss"
+    norm = accelerator.clip_grad_norm_(together.parameters(), clip or math.inf)
+    if accelerator.scaler is None and not math.isfinite(norm):
+        return loss, figures, "gradient"
+    stepper.step()
+    if not stepper.step_was_skipped:
+        return loss, figures, ""
+    return loss, figures, "scaled" if accelerator.scaler.get_scale() >= 1 else "gradient"  # half precision first looks for a scale
 
 def fit(model, objective, batches, validation, optimiser, scheduler, steps, folder, *, accelerator=None, accumulate=1, clip=None, ema=None,
         patience=10, validate_every=50, seed=0, card=None, progress=None, report=None, on_best=None):
@@ -247,11 +269,16 @@ def fit(model, objective, batches, validation, optimiser, scheduler, steps, fold
     kept = average.module if average else model
     state, everything = folder / "state.safetensors", (model, optimiser, scheduler, average, accelerator.scaler)
     for leftover in [*folder.glob(".*.part"), *folder.glob("best/.*.part")] if main else ():  # of a run that was killed while it saved
-        leftover.unlink(missing_ok=True)
+        if re.fullmatch(r"\.[0-9a-f]{16}\.part", leftover.name):
+            leftover.unlink(missing_ok=True)
     reached = {"step": 0, "best": math.inf, "curve": [], "losses": [], "skipped": 0, "in_a_row": 0, "seconds": 0.0, "waited": 0.0}
     if state.exists():
         reached |= load_state(state, *everything)
-    begun, waited_before, saved = time.perf_counter() - reached["seconds"], reached["waited"], time.perf_counter()
+        if math.isfinite(reached["best"]) and not (folder / "best" / "card.json").is_file():
+            if reached["step"] >= steps:
+                raise PaletteError(f"{folder}: the run is over and its weights, in best, are gone; name another folder to train anew")
+            reached["best"] = math.inf  # the best from here on
+    begun, saved = time.perf_counter() - reached["seconds"], time.perf_counter()
     model.train()
     with ExitStack() as stack:
         asked_to_stop = stack.enter_context(at_step_end())
@@ -262,29 +289,22 @@ def fit(model, objective, batches, validation, optimiser, scheduler, steps, fold
             stack.callback(watcher.close)
         for step, batch, waited in fetch_ahead(batches, reached["step"], steps):
             torch.manual_seed(((seed * steps + step) * accelerator.num_processes + accelerator.process_index) % 2 ** 63)
-            stepper.zero_grad()
-            loss, figures, good, asked = _gradients(accelerator, together, batch, accumulate, asked_to_stop)
-            norm = accelerator.clip_grad_norm_(model.parameters(), clip or math.inf) if good else math.nan
-            finite = good and (math.isfinite(norm) or accelerator.scaler is not None)
-            if finite:
-                stepper.step()  # with half precision its scaler may still find the gradient too large, and leave the step out
-            if finite and not stepper.step_was_skipped:
+            loss, figures, wrong = _step(accelerator, together, stepper, batch, accumulate, clip)
+            if not wrong:
                 reached["in_a_row"] = 0
                 reached["losses"].append(loss)
                 if average:
                     average.update_parameters(model)
-            elif finite and accelerator.scaler.get_scale() >= 1:
-                pass  # the scaler is still looking for its scale
-            else:
-                path = keep_batch(folder / "bad", step, batch, loss=str(loss), gradient=str(float(norm)), process=accelerator.process_index)
+            elif wrong != "scaled":
+                path = keep_batch(folder / "bad", step, batch, loss=str(loss), wrong=wrong, process=accelerator.process_index)
                 reached |= {"skipped": reached["skipped"] + 1, "in_a_row": reached["in_a_row"] + 1}
-                report(f"step {step + 1} was left out, its {'gradient' if good else 'loss'} is not finite{f'; its batch is kept in {path.parent}' if path else ''}")
+                report(f"step {step + 1} was left out, its {wrong} is not finite{f'; its batch is kept in {path.parent}' if path else ''}")
             scheduler.step()
             reached |= {"step": step + 1, "seconds": time.perf_counter() - begun, "waited": reached["waited"] + waited}
 
             if (step + 1) % validate_every == 0 or step + 1 == steps:
                 row = {**({"train_loss": sum(reached["losses"]) / len(reached["losses"])} if reached["losses"] else {}), **validate(kept, objective, validation, accelerator)}
-                reached["curve"].append({"step": step + 1, **{name: float(f"{value:.6g}") for name, value in row.items()}})
+                reached["curve"].append({"step": step + 1, **{name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in row.items()}})
                 reached["losses"] = []
                 better = row["loss"] < reached["best"]
                 if better:
@@ -298,14 +318,14 @@ def fit(model, objective, batches, validation, optimiser, scheduler, steps, fold
                             on_best(kept, step + 1)
             if progress and main:
                 progress(step + 1, {"loss": loss, **figures})
-            lost = reached["in_a_row"] >= patience
+            lost, asked = reached["in_a_row"] >= patience, _anyone(accelerator, asked_to_stop())
             if main and (asked or lost or step + 1 == steps or time.perf_counter() - saved > SAVE_EVERY_S):
                 save_state(state, *everything, **{**reached, "in_a_row": 0} if lost else reached)
                 saved = time.perf_counter()
             if lost:
                 raise PaletteError(f"{folder}: {patience} steps in a row, up to {step + 1}, had no finite loss and gradient; the weights before them are kept in "
                                    f"state.safetensors and best, the batches in bad; begin another run with start={folder / 'best'} and a lower learning_rate or clip")
-            if asked and step + 1 < steps:
+            if asked:
                 raise KeyboardInterrupt
     accelerator.wait_for_everyone()
     if not (folder / "best" / "card.json").is_file():
@@ -361,30 +381,43 @@ def hardware(accelerator):
            else f"{torch.get_num_threads()} threads of a CPU ({platform.machine()})" if accelerator.device.type == "cpu" else accelerator.device.type)
     return one if accelerator.num_processes == 1 else f"{accelerator.num_processes} processes, each on {one}"
 
-def _check_recipe(recipe, folder):
-    "Keep the recipe with the run; a `PaletteError` if the folder holds a run of another one."
-    path = folder / "recipe.yaml"
-    if path.exists() and (folder / "state.safetensors").exists() and find_recipe(path) != recipe:
-        raise PaletteError(f"{folder}: holds a run with another recipe; name another folder, or remove this one")
-    with atomic_path(path) as temporary:
-        temporary.write_text(write_recipe(recipe), encoding="utf-8")
-
-def _check_songs(splits, folder):
-    "Keep the list of songs with the run; a `PaletteError` if it has begun with others, which would move songs from one side to the other."
-    path = folder / "songs.txt"
-    lines = [f"{name}\t{track.frames}\t{track.name}" for name in ("train", "val") for track in splits[name]]
-    text = "".join(line.encode("utf-8", "backslashreplace").decode().replace("\n", " ") + "\n" for line in lines)
-    if path.exists() and (folder / "state.safetensors").exists() and path.read_text(encoding="utf-8") != text:
-        raise PaletteError(f"{folder}: this run began with other songs (see {path}); put them back, or name another folder")
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def _claim(folder, recipe, splits):
+    "Make `folder` this run's, with its recipe and its songs; a `PaletteError` if it holds anything else."
+    songs = [[name, track.frames, track.name] for name in ("train", "val") for track in splits[name]]
+    if folder.resolve() in {track.path.resolve().parent for tracks in splits.values() for track in tracks}:
+        raise PaletteError(f"{folder}: is a folder of songs; name another for the run")
+    marks = [folder / name for name in ("state.safetensors", "best", "recipe.yaml", "songs.json")]
+    there = [mark.exists() for mark in marks]
+    if any(there) and not all(there[2:]):
+        raise PaletteError(f"{folder}: holds {marks[there.index(True)].name}, and is not a whole run's; name another folder")
+    if any(there[:2]):
+        try:
+            same = json.loads(marks[3].read_text(encoding="utf-8")) == songs
+        except (OSError, ValueError):
+            raise PaletteError(f"{marks[3]}: is damaged; name another folder") from None
+        if find_recipe(marks[2]) != recipe:
+            raise PaletteError(f"{folder}: holds a run with another recipe; name another folder, or remove this one")
+        if not same:
+            raise PaletteError(f"{folder}: this run began with other songs (see {marks[3].name}); put them back, or name another folder")
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PaletteError(f"{folder}: cannot be made or is not a folder ({error.strerror}); name another") from None
+    for mark, text in zip(marks[2:], (write_recipe(recipe), json.dumps(songs, indent=0) + "\n")):
+        with atomic_path(mark) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 def _build(recipe):
     "The model of a recipe, new or from its `start`."
     try:
         model = find_class(recipe.model)(**recipe.arguments)
-    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
-        raise PaletteError(f"this recipe's model cannot be built ({' '.join(str(error).split())[:120]}); check model and arguments") from None
+        with torch.no_grad():
+            model.render(torch.zeros(1, 1, 4096), recipe.sample_rates[0], torch.eye(len(STYLES))[0])
+    except PaletteError:
+        raise
+    except Exception as error:  # whatever a constructor does with arguments that do not fit
+        raise PaletteError(f"this recipe's model cannot be built or run ({' '.join(str(error).split())[:120]}); check model and arguments") from None
     if recipe.start:
         begun = Pretrained.from_pretrained(recipe.start)
         if type(begun) is not type(model) or begun.arguments != model.arguments:
@@ -392,6 +425,16 @@ def _build(recipe):
         model = begun
         model.card = {}  # what was said of the old weights is not true of the new
     return model
+
+@contextmanager
+def _enough_memory(recipe):
+    "Turns every way of running out of memory into a `PaletteError`."
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
+        if isinstance(error, RuntimeError) and not re.search(r"memory|MKL FFT error", str(error)):
+            raise
+        raise PaletteError(f"not enough memory for steps of {recipe.batch} segments of {recipe.seconds:g} s; set a smaller batch, fewer seconds, or a larger accumulate") from None
 
 def train_palette(recipe, data, folder, device="auto", report=None, progress=None, **card):
     """Train by a `Recipe` on the songs of `data`, a place or a list of them (see `songs.find_tracks`); the trained model, best by validation, from `folder/best`.
@@ -410,12 +453,7 @@ def train_palette(recipe, data, folder, device="auto", report=None, progress=Non
             raise PaletteError(f"a batch of {recipe.batch} cannot be shared by {accelerator.num_processes} processes in {recipe.accumulate} parts each; set another batch")
         splits = load_splits(data, recipe.seed, report, recipe.split, recipe.stems, recipe.paper_compat)
         _build(recipe)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PaletteError(f"{folder}: cannot be made or is not a folder ({error.strerror}); name another") from None
-        _check_recipe(recipe, folder)
-        _check_songs(splits, folder)
+        _claim(folder, recipe, splits)
         return splits
 
     splits = on_main(accelerator, prepare)
@@ -426,19 +464,23 @@ def train_palette(recipe, data, folder, device="auto", report=None, progress=Non
     drawing = {"size": recipe.batch, "seconds": recipe.seconds, "sample_rates": recipe.sample_rates, "draw": recipe.draw, "gain_db": recipe.gain_db, "share": share}
     batches = Segments(splits["train"], **drawing, seed=recipe.seed, report=report)
     unchanging = Segments(splits["val"], **drawing, seed=recipe.seed + VALIDATION_SEED, report=report)
-    validation = [unchanging[k] for k in range(recipe.validation_batches)]
+    with _enough_memory(recipe):
+        validation = [unchanging[k] for k in range(recipe.validation_batches)]
+    if not any(batch.x.any() for batch in validation):
+        raise PaletteError("the songs held out for validation are silent; add others")
     groups = model.parameter_groups(recipe.learning_rate) if hasattr(model, "parameter_groups") else model.parameters()
     optimiser = OPTIMISERS[recipe.optimiser](groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     highest = [group["lr"] for group in optimiser.param_groups]
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, highest, total_steps=recipe.steps)
     described = {**card, "recipe": asdict(recipe), "data": {name: describe_tracks(splits[name]) for name in ("train", "val")}, "overlap": describe_overlap(splits),
                  "hardware": hardware(accelerator), "torch": torch.__version__}
-    objective = PaletteObjective(LOSSES[recipe.loss]()).to(accelerator.device)
-    described["identity"] = validate(Untouched(), objective, validation, accelerator)
-    reached = fit(model, objective, batches, validation, optimiser, scheduler, recipe.steps, folder,
-                  accelerator=accelerator, accumulate=recipe.accumulate, clip=recipe.clip, ema=recipe.ema, patience=recipe.patience,
-                  validate_every=recipe.validate_every, seed=recipe.seed, card=described, progress=progress, report=report,
-                  on_best=lambda model, step: write_examples(folder / "examples", model, validation[0]))
+    with _enough_memory(recipe):
+        objective = PaletteObjective(LOSSES[recipe.loss]()).to(accelerator.device)
+        described["identity"] = validate(Untouched(), objective, validation, accelerator)
+        reached = fit(model, objective, batches, validation, optimiser, scheduler, recipe.steps, folder,
+                      accelerator=accelerator, accumulate=recipe.accumulate, clip=recipe.clip, ema=recipe.ema, patience=recipe.patience,
+                      validate_every=recipe.validate_every, seed=recipe.seed, card=described, progress=progress, report=report,
+                      on_best=lambda model, step: write_examples(folder / "examples", model, validation[0]))
     best = Pretrained.from_pretrained(folder / "best")
     if accelerator.is_main_process:
         best.save_pretrained(folder / "best", **described, minutes=round(reached["seconds"] / 60, 1), seconds_per_step=round(reached["seconds"] / recipe.steps, 4),
