@@ -34,7 +34,7 @@ img {{ width: 100%; background: white; border-radius: 6px; margin-top: 1.5rem; }
 <h1>One clip, six styles, three models</h1>
 <p>A dry recording, the three styles and three blends of them, by each model. Play one, then another: it goes on at the same place.</p>
 <p><small>The <em>gray-box</em> learned the palette from recordings; the <em>exact palette</em> is what it learned from, and the two should be hard to tell apart.
-<em>TimbrePalette (paper)</em> is the paper's network by the paper's recipe; it was taught the three styles, not their blends.</small></p>
+<em>TimbrePalette (paper)</em> is the paper's network, trained on free music; it was taught the three styles, not their blends.</small></p>
 <p><label><input type="checkbox" id="equal" checked> at equal loudness</label></p>
 {rows}
 <img src="spectra.png" alt="Average spectra of all versions, and what each style changes">

@@ -83,9 +83,9 @@ class Recipe:
 # %% ../nbs/19_recipe.ipynb #recipes
 _PAPER = {"precision": "bfloat16", "draw": "corners", "steps": 950, "weight_decay": 1e-5}
 RECIPES = {
-    "graybox": Recipe("GrayBox", loss="relative", steps=2500, batch=12, seconds=1.0, sample_rates=(44100, 48000), gain_db=6.0,
+    "graybox": Recipe("GrayBox", loss="relative", steps=3000, batch=12, seconds=1.0, sample_rates=(44100, 48000), gain_db=6.0,
                       optimiser="Adam", learning_rate=1e-2, clip=1.0, validate_every=100, validation_batches=8),
-    "waveunet-v2": Recipe("ConditionalWaveUNet", {"version": "v2"}, **_PAPER),
+    "waveunet-v2": Recipe("ConditionalWaveUNet", {"version": "v2"}, **{**_PAPER, "steps": 2200, "learning_rate": 1e-3, "clip": 1.0}),
     "paper-v2": Recipe("ConditionalWaveUNet", {"version": "v2"}, **_PAPER),
     "paper-v1": Recipe("ConditionalWaveUNet", {"version": "v1"}, **_PAPER),
 }
