@@ -6,12 +6,13 @@
 __all__ = ['MPEG_KBPS', 'AV_SUFFIXES', 'BLOCK', 'HIGHEST_RATE', 'LOUDEST', 'VORBIS_ORDER', 'TAGS', 'PCM', 'CONTAINERS',
            'WAV_BYTES', 'PCM_BITS', 'PaletteError', 'db_to_gain', 'gain_to_db', 'Recording', 'read_audio',
            'read_header', 'atomic_path', 'made_folder', 'Container', 'check_output', 'write_audio', 'keep_freed_memory',
-           'resample', 'peak_db', 'rms_db']
+           'enough_memory', 'resample', 'peak_db', 'rms_db']
 
 # %% ../nbs/00_audio.ipynb #imports
 import ctypes
 import os
 import platform
+import re
 import secrets
 import shutil
 from contextlib import contextmanager, suppress
@@ -408,6 +409,17 @@ def keep_freed_memory():
     if platform.libc_ver()[0] == "glibc":
         for option, value in ((-4, 0), (-1, 2 ** 31 - 1), (-2, 2 ** 28)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
             ctypes.CDLL(None).mallopt(option, value)
+
+# %% ../nbs/00_audio.ipynb #enough-memory
+@contextmanager
+def enough_memory(message):
+    "Turns every way of running out of memory within the block into a `PaletteError` with this message."
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search(r"memory|MKL FFT error", str(error)):
+            raise
+        raise PaletteError(message) from None
 
 # %% ../nbs/00_audio.ipynb #resample
 def resample(samples, from_rate, to_rate):

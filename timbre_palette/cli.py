@@ -298,10 +298,9 @@ def run_train(options):
     from timbre_palette.audio import PaletteError
     from timbre_palette.evaluation import YARDSTICKS, evaluate, summarise
     from timbre_palette.recipe import find_recipe, write_recipe
-    from timbre_palette.songs import load_splits
     recipe = find_recipe(options.recipe, options.set)
     if options.show:
-        _show(write_recipe(recipe) + _describe_songs(load_splits(options.data, recipe.seed, _report, recipe.split, recipe.stems, recipe.paper_compat)))
+        _show(write_recipe(recipe) + _describe_songs(recipe.find_songs(options.data, _report)))
         return 0
     if not options.out:
         raise PaletteError("name a folder for the run with --out")
@@ -321,7 +320,7 @@ def run_train(options):
         return 130
     if not main:
         return 0
-    best, test = Path(options.out) / "best", load_splits(options.data, recipe.seed, None, recipe.split, recipe.stems, recipe.paper_compat).get("test")
+    best, test = Path(options.out) / "best", recipe.find_songs(options.data).get("test")
     _show(f"{best}: the model of step {model.card['chosen_at_step']} of {recipe.steps}, best by validation; {model.card['minutes']} minutes, "
           f"{model.card['waiting_percent']} % of them waiting for segments")
     if test:

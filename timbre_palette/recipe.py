@@ -16,7 +16,7 @@ import torch
 from .audio import HIGHEST_RATE, PaletteError
 from .data import DRAWS
 from .losses import LOSSES
-from .songs import SPLITTINGS, STEMS
+from .songs import SPLITTINGS, STEMS, load_splits
 
 # %% ../nbs/19_recipe.ipynb #settings
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -79,6 +79,10 @@ class Recipe:
             raise PaletteError(f"a recipe's stems are some of {', '.join(STEMS)}, such as [mixture, vocals], not {short(self.stems)}")
         if self.batch % self.accumulate:
             raise PaletteError(f"a recipe's batch is a multiple of accumulate; {self.batch} is not one of {self.accumulate}")
+
+    def find_songs(self, places, report=None):
+        "The songs of `places`, split as this recipe says (see `songs.load_splits`)."
+        return load_splits(places, self.seed, report, self.split, self.stems, self.paper_compat)
 
 # %% ../nbs/19_recipe.ipynb #recipes
 _PAPER = {"precision": "bfloat16", "draw": "corners", "steps": 950, "weight_decay": 1e-5}

@@ -28,13 +28,13 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .anchors import STYLES, palette
-from .audio import PaletteError, atomic_path, keep_freed_memory, write_audio
+from .audio import PaletteError, atomic_path, enough_memory, keep_freed_memory, write_audio
 from .checkpoint import Pretrained, find_class, write_tensors
 from .data import Segments
 from .losses import LOSSES
 from .metrics import si_snr, stft_distance
 from .recipe import OPTIMISERS, PRECISIONS, find_recipe, write_recipe
-from .songs import describe_overlap, describe_tracks, load_splits
+from .songs import describe_overlap, describe_tracks
 
 # %% ../nbs/20_training.ipynb #accelerator
 LONGEST_WAIT = timedelta(days=1)  # of one process for another, which may be at a long song
@@ -426,16 +426,6 @@ def _build(recipe):
         model.card = {}  # what was said of the old weights is not true of the new
     return model
 
-@contextmanager
-def _enough_memory(recipe):
-    "Turns every way of running out of memory into a `PaletteError`."
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
-        if isinstance(error, RuntimeError) and not re.search(r"memory|MKL FFT error", str(error)):
-            raise
-        raise PaletteError(f"not enough memory for steps of {recipe.batch} segments of {recipe.seconds:g} s; set a smaller batch, fewer seconds, or a larger accumulate") from None
-
 def train_palette(recipe, data, folder, device="auto", report=None, progress=None, **card):
     """Train by a `Recipe` on the songs of `data`, a place or a list of them (see `songs.find_tracks`); the trained model, best by validation, from `folder/best`.
 
@@ -447,11 +437,13 @@ def train_palette(recipe, data, folder, device="auto", report=None, progress=Non
     accelerator = find_accelerator(device, recipe.precision)
     folder, share = Path(folder), (accelerator.process_index, accelerator.num_processes)
 
+    too_large = f"not enough memory for steps of {recipe.batch} segments of {recipe.seconds:g} s; set a smaller batch, fewer seconds, or a larger accumulate"
+
     def prepare():
         "The songs, once everything has been found to fit."
         if recipe.batch % (accelerator.num_processes * recipe.accumulate):
             raise PaletteError(f"a batch of {recipe.batch} cannot be shared by {accelerator.num_processes} processes in {recipe.accumulate} parts each; set another batch")
-        splits = load_splits(data, recipe.seed, report, recipe.split, recipe.stems, recipe.paper_compat)
+        splits = recipe.find_songs(data, report)
         _build(recipe)
         _claim(folder, recipe, splits)
         return splits
@@ -464,7 +456,7 @@ def train_palette(recipe, data, folder, device="auto", report=None, progress=Non
     drawing = {"size": recipe.batch, "seconds": recipe.seconds, "sample_rates": recipe.sample_rates, "draw": recipe.draw, "gain_db": recipe.gain_db, "share": share}
     batches = Segments(splits["train"], **drawing, seed=recipe.seed, report=report)
     unchanging = Segments(splits["val"], **drawing, seed=recipe.seed + VALIDATION_SEED, report=report)
-    with _enough_memory(recipe):
+    with enough_memory(too_large):
         validation = [unchanging[k] for k in range(recipe.validation_batches)]
     if not any(batch.x.any() for batch in validation):
         raise PaletteError("the songs held out for validation are silent; add others")
@@ -474,7 +466,7 @@ def train_palette(recipe, data, folder, device="auto", report=None, progress=Non
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, highest, total_steps=recipe.steps)
     described = {**card, "recipe": asdict(recipe), "data": {name: describe_tracks(splits[name]) for name in ("train", "val")}, "overlap": describe_overlap(splits),
                  "hardware": hardware(accelerator), "torch": torch.__version__}
-    with _enough_memory(recipe):
+    with enough_memory(too_large):
         objective = PaletteObjective(LOSSES[recipe.loss]()).to(accelerator.device)
         described["identity"] = validate(Untouched(), objective, validation, accelerator)
         reached = fit(model, objective, batches, validation, optimiser, scheduler, recipe.steps, folder,
