@@ -85,9 +85,10 @@ def make_parser():
     evaluate.add_argument("--layout", default="text", help="text, markdown, csv or json (default: %(default)s)")
     evaluate.set_defaults(run=run_evaluate)
 
-    bench = commands.add_parser("bench", help="time reading segments, the paper's way and ours, and what training waits for them")
+    bench = commands.add_parser("bench", help="time reading segments, the paper's way and ours, and what training waits for them; or effects")
     bench.add_argument("-d", "--data", nargs="+", action="extend", metavar="PLACE", help=DATA_HELP + " (default: the demo clip, repeated)")
     bench.add_argument("--steps", type=int, default=20, help="steps of training to time; 0 leaves it out (default: %(default)s)")
+    bench.add_argument("--effects", action="store_true", help="time an equaliser and a compressor beside dasp-pytorch instead, and attack and release beside a loop over samples (minutes)")
     bench.set_defaults(run=run_bench)
     return parser
 
@@ -334,9 +335,19 @@ def run_train(options):
 def run_bench(options):
     "`timbre-palette bench`."
     from timbre_palette.audio import PaletteError
-    from timbre_palette.bench import compare_segments, time_waiting
+    from timbre_palette.bench import compare_segments, time_effects, time_recursion, time_waiting
     if not 0 <= options.steps <= 10 ** 6:
         raise PaletteError("--steps is a whole number of 0 or more")
+    if options.effects:
+        print("equaliser and compressor, forwards and backwards, 6 x 262,144 samples at 24 kHz", flush=True)
+        times = time_effects()
+        for name, label in (("dasp", "dasp-pytorch"), ("single_pole", "ours, one time constant"), ("branching", "ours, attack and release")):
+            print(f"  {label}: {times[name]:.3f} s, {times[name] / times['dasp']:.2f} of dasp-pytorch's", flush=True)
+        print("attack and release alone, the same batch", flush=True)
+        times = time_recursion()
+        for name, label in (("ours", "ours"), ("apart", "sample by sample, the batch taken apart first"), ("indexed", "sample by sample, read from the batch")):
+            print(f"  {label}: {times[name]:.3f} s, {times[name] / times['ours']:.0f} times ours", flush=True)
+        return 0
     print("segments of 2 s with their targets, per second", flush=True)
     for row in compare_segments(options.data or ()):
         print(f"  whole songs as {row['format']}: {row['ours']:.1f} by seeking and in batch, {row['paper']:.2f} by decoding the song; ratio {row['ratio']:.0f}", flush=True)

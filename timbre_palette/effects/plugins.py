@@ -50,11 +50,10 @@ def _described(plugin):
     "The numeric parameters of a loaded plugin."
     table = []
     for name, parameter in plugin.parameters.items():
-        low, high, _ = parameter.range
-        value = getattr(plugin, name)
-        if isinstance(value, (bool, str)) or low is None or high is None or not low < high:
+        low, high = parameter.min_value, parameter.max_value
+        if parameter.type is not float or low is None or not low < high:
             continue
-        table.append(Parameter(name, parameter.label or "", float(low), float(high), min(max(float(value), float(low)), float(high))))
+        table.append(Parameter(name, parameter.label or "", float(low), float(high), min(max(float(getattr(plugin, name)), low), high)))
     return tuple(table)
 
 # %% ../../nbs/effects/14_plugins.ipynb #plugin
