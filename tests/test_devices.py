@@ -6,6 +6,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from timbre_palette import filters
 from timbre_palette.anchors import STAGES, palette
 from timbre_palette.blend import crossfade
+from timbre_palette.effects.chains import EFFECTS
+from timbre_palette.effects.compressor import gain_reduction_db
+from timbre_palette.effects.equaliser import parametric_eq
+from timbre_palette.effects.reverb import room_reverb
 from timbre_palette.graybox import GrayBox
 from timbre_palette.losses import RelativeLoss, StableLoss
 from timbre_palette.loudness import integrated_loudness, running_loudness, true_peak_db
@@ -32,13 +36,18 @@ OPERATIONS = {
     "peaking with learned gains": lambda x: filters.fft_filter(x, filters.peaking(44100, 150.0, torch.ones(2, device=x.device), 1.0)),
     "GrayBox": lambda x: graybox_on(x.device)(x, 44100, torch.ones(2, 3, device=x.device) / 3),
     "RelativeLoss": lambda x: RelativeLoss().to(x.device)(x, x),
+    "parametric_eq": lambda x: parametric_eq(x, 44100, torch.ones(2, 6, device=x.device), [[100.0] * 6], [[1.0] * 6]),
+    "parametric_eq set on the CPU": lambda x: parametric_eq(x, 44100, torch.ones(2, 6), [[100.0] * 6], [[1.0] * 6]),
+    "gain_reduction_db": lambda x: gain_reduction_db(x, -20.0, torch.ones(2, 1, 1, device=x.device), 6.0),
+    "distortion": lambda x: EFFECTS["distortion"].function(x, 44100, torch.ones(2), torch.ones(2, device=x.device), 1.0),
+    "room_reverb": lambda x: room_reverb(x, 44100, torch.ones(2, device=x.device), torch.ones(2)),
     "sos_recursion": lambda x: filters.sos_recursion(x, filters.peaking_sos(44100, 150, 7, 1.0))[0],
 }
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_no_two_devices_meet(name, monkeypatch):
-    monkeypatch.setattr(filters, "decay_frames", lambda sos: 3000)  # fake tensors have no values to decide by
+    monkeypatch.setattr(filters, "decay_frames", lambda sos, decay_db=200.0: 3000)  # fake tensors have no values to decide by
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(2, 2, 20000, device="cuda")
         assert OPERATIONS[name](x).device.type == "cuda"

@@ -358,7 +358,7 @@ def test_too_little_memory_is_one_line(folder, tmp_path):
         held = int(open("/proc/self/statm").read().split()[0]) * 4096
         resource.setrlimit(resource.RLIMIT_AS, (held + 2 ** 30,) * 2)
         sys.exit(main(sys.argv[1:]))"""
-    arguments = ["train", "paper-v2", "--data", folder, "--out", tmp_path / "run", "--device", "cpu", "--set", "batch=32", "seconds=4", "precision=float32", "steps=2", "validation_batches=1"]
+    arguments = ["train", "paper-v2", "--data", folder, "--out", tmp_path / "run", "--device", "cpu", "--set", "batch=128", "seconds=4", "precision=float32", "steps=2", "validation_batches=1"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 2 and "not enough memory" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 

@@ -8,6 +8,7 @@ __all__ = ['STYLE_HELP', 'MODEL_HELP', 'DATA_HELP', 'STAGES', 'make_parser', 'de
 
 # %% ../nbs/44_cli.ipynb #imports
 import argparse
+import faulthandler
 import json
 import os
 import signal
@@ -399,6 +400,7 @@ def run():
     if sys.stderr:
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        faulthandler.enable(sys.stderr)  # a crash in a library says where it was
     else:
         sys.stderr = open(os.devnull, "w")
     sys.exit(main())
