@@ -52,8 +52,10 @@ def make_parser():
     enhance.add_argument("-a", "--amount", type=float, default=1.0, help="how much of it, 0 to 1 (default: %(default)s)")
     enhance.add_argument("-m", "--model", default="graybox", help=MODEL_HELP)
     enhance.add_argument("--bits", default="auto", help="16, 24, 32 or float (default: as the input)")
-    enhance.add_argument("--clip", default="scale", help="scale: lower the whole so that its true peak is at most -1 dBTP; "
-                                                         "none: leave it, integers clip (default: %(default)s; float output is never touched)")
+    enhance.add_argument("--clip", default="scale", help="scale: lower the whole so that its true peak is under the ceiling (integer output only); "
+                                                         "limit: turn down only the peaks above it; none: leave it, integers clip (default: %(default)s)")
+    enhance.add_argument("--ceiling", type=float, default=-1.0, metavar="DBTP", help="the highest true peak, in dBTP (default: %(default)g)")
+    enhance.add_argument("--dither", action="store_true", help="add dither before rounding to 16 or 24 bits")
     enhance.add_argument("--format", metavar="SUFFIX", help="for several inputs: wav, flac, ogg, mp3 or aiff (default: as each input)")
     enhance.add_argument("--device", default="cpu", help="a torch device (default: %(default)s)")
     enhance.add_argument("--overwrite", action="store_true", help="allow the output to be the input itself")
@@ -109,7 +111,8 @@ def _notes(report):
 def describe_enhanced(report):
     "Some lines for one enhanced file."
     from timbre_palette.enhance import model_label
-    lowered = f"   (lowered by {-report['gain_db']:.2f} dB for a true peak of -1 dBTP)" if report["gain_db"] else ""
+    lowered = f"   (lowered by {-report['gain_db']:.2f} dB to keep its true peak under the ceiling)" if report["gain_db"] else ""
+    lowered += f"   (peaks limited by up to {report['limited_db']:.2f} dB)" if report["limited_db"] else ""
     times = report["seconds"] / max(report["elapsed_s"], 1e-3)
     memory = f", {report['peak_memory_mb']} MB at most" if report["peak_memory_mb"] else ""
     return "\n".join([f"{report['input']} -> {report['output']}",
@@ -119,12 +122,20 @@ def describe_enhanced(report):
                       f"  {report['seconds']:.2f} s, {_channels(report['channels'])}, {report['sample_rate']} Hz, {report['format']}, "
                       f"in {report['elapsed_s']:.1f} s ({times:.0f} times real time{memory})", *_notes(report)])
 
+def _dynamics(report):
+    "The loudest moments and what is wrong with the peaks, in words."
+    said = [f"loudest 3 s {report['short_term_max_lufs']:.1f} LUFS"] if report["short_term_max_lufs"] is not None else []
+    said += [f"peaks {report['plr_db']:.1f} dB above the loudness"] if report["plr_db"] is not None else []
+    said += [f"{report['clipped']} samples clipped"] if report["clipped"] else []
+    said += [f"offset {report['dc']:.4f}"] if report["dc"] >= 1e-3 else []
+    return "".join(f", {part}" for part in said)
+
 def describe_inspected(report):
     "Some lines for one inspected file."
     printable = {key: "".join(c if c.isprintable() else " " for c in value) for key, value in report["tags"].items()}
     tags = "".join(f"\n  {key:<9} {value}" for key, value in printable.items())
     return "\n".join([report["file"], f"  sound     {report['seconds']:.2f} s, {_channels(report['channels'])}, {report['sample_rate']} Hz, {report['format']}",
-                      f"  level     {_level(report['lufs'], report['dbtp']).strip()}", f"  spectrum  {report['spectrum']}{tags}", *_notes(report)])
+                      f"  level     {_level(report['lufs'], report['dbtp']).strip()}{_dynamics(report)}", f"  spectrum  {report['spectrum']}{tags}", *_notes(report)])
 
 # %% ../nbs/44_cli.ipynb #each-file
 def _message(error):
@@ -181,14 +192,14 @@ def _each(jobs, work, describe, as_json, team=_Alone()):
     return 2 if failures else 0
 
 # %% ../nbs/44_cli.ipynb #run-enhance
-STAGES = {"reading": (0, 20), "measuring": (20, 35), "enhancing": (35, 75), "writing": (75, 100)}  # percent
+STAGES = {"reading": (0, 20), "measuring": (20, 35), "enhancing": (35, 75), "limiting": (70, 75), "writing": (75, 100)}  # percent
 
 def run_enhance(options):
     "`timbre-palette enhance`."
     from tqdm import tqdm
     from timbre_palette.audio import CONTAINERS, PaletteError, keep_freed_memory, made_folder
     from timbre_palette.enhance import check_settings, choose_subtype, enhance_file, plan_outputs
-    settings = {name: getattr(options, name) for name in ("style", "amount", "model", "bits", "clip", "device")}
+    settings = {name: getattr(options, name) for name in ("style", "amount", "model", "bits", "clip", "device")} | {"ceiling_dbtp": options.ceiling}
     check_settings(**settings)
     suffix = options.format and f".{options.format.lower().lstrip('.')}"
     if suffix and suffix not in CONTAINERS:
@@ -222,7 +233,7 @@ def run_enhance(options):
 
             try:
                 with made_folder(destination.parent) if into_folder else nullcontext():
-                    return enhance_file(source, destination, **settings, overwrite=options.overwrite, progress=progress)
+                    return enhance_file(source, destination, **settings, dithered=options.dither, overwrite=options.overwrite, progress=progress)
             finally:
                 bar.clear()
         return _each(plan, work, describe_enhanced, options.json, team)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['K_DESIGNS', 'LAYOUTS', 'BLOCK_S', 'OFFSET_DB', 'k_weighting_sos', 'channel_weights', 'loudness_reference',
-           'integrated_loudness', 'running_loudness', 'true_peak_db']
+           'integrated_loudness', 'running_loudness', 'true_peak_db', 'peak_envelope']
 
 # %% ../nbs/04_loudness.ipynb #imports
 import warnings
@@ -154,16 +154,30 @@ def _interpolator(oversample, reach=32):
     kaiser = np.i0(9 * np.sqrt(np.clip(1 - (offsets / reach) ** 2, 0, 1))) / np.i0(9)
     return torch.tensor(np.sinc(offsets) * kaiser, dtype=torch.float32)
 
-def true_peak_db(x, oversample=8, chunk=1 << 18, step=64):
-    "Highest level between and at samples, `(batch,)` in dBTP, of `x` `(batch, channels, time)` (BS.1770-4, annex 2)."
+def _between(x, oversample=8, chunk=1 << 18, step=64):
+    "Yields the points between samples of signals `(signals, time)`, `(signals, samples, oversample - 1)` at a time; zeros follow the end."
     filters = _interpolator(oversample).to(x)
-    taps, flat = filters.shape[1], x.flatten(0, 1)
+    taps = filters.shape[1]
     # all points between `step` samples are one matrix product, much faster than a convolution
     matrix = torch.stack([torch.nn.functional.pad(filters, (k, step - 1 - k)) for k in range(step)]).flatten(0, 1).T
-    padded = torch.nn.functional.pad(flat, (taps // 2 - 1, taps // 2 + -x.shape[-1] % step))
-    peak = flat.abs().amax(-1)
+    padded = torch.nn.functional.pad(x, (taps // 2 - 1, taps // 2 + -x.shape[-1] % step))
     for start in range(0, x.shape[-1], chunk):  # bounded memory, whatever the length
         windows = padded[:, start:start + chunk + taps - 1].unfold(-1, taps + step - 1, step)
-        low, high = torch.aminmax((windows @ matrix).flatten(1), dim=1)
+        yield (windows @ matrix).view(len(x), -1, oversample - 1)
+
+def true_peak_db(x, oversample=8):
+    "Highest level between and at samples, `(batch,)` in dBTP, of `x` `(batch, channels, time)` (BS.1770-4, annex 2)."
+    flat = x.flatten(0, 1)
+    peak = flat.abs().amax(-1)
+    for points in _between(flat, oversample):
+        low, high = torch.aminmax(points.flatten(1), dim=1)
         peak = torch.maximum(peak, torch.maximum(-low, high))
     return 20 * torch.log10(peak.reshape(x.shape[:2]).amax(-1))
+
+# %% ../nbs/04_loudness.ipynb #peak-envelope
+def peak_envelope(x, oversample=8):
+    "The highest level at and around each sample, `(batch, channels, time)` like `x`, whose maximum is the true peak."
+    flat = x.flatten(0, 1)
+    after = torch.cat([points.abs().amax(-1) for points in _between(flat, oversample)], 1)[:, :x.shape[-1]]
+    before = torch.nn.functional.pad(after[:, :-1], (1, 0))
+    return torch.maximum(flat.abs(), torch.maximum(before, after)).view_as(x)
