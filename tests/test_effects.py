@@ -144,6 +144,12 @@ def test_recursion(frames, attack, release):
     assert np.abs(attack_release(torch.tensor(x), attack, release).numpy() - expected).max() < 1e-9
 
 
+@pytest.mark.parametrize("scale", (1e-9, 1e6))
+def test_recursion_at_any_scale(scale):
+    x = torch.tensor(np.abs(bursts(2, 6000)))
+    assert torch.allclose(attack_release(scale * x, 0.9, 0.9999) / scale, attack_release(x, 0.9, 0.9999), rtol=1e-9, atol=0)
+
+
 def test_recursion_with_one_pole_is_scipys():
     x = noise(2, 50000)
     assert np.abs(attack_release(torch.tensor(x), 0.999, 0.999).numpy() - lfilter([0.001], [1, -0.999], x)).max() < 1e-12
@@ -159,9 +165,12 @@ def test_recursion_goes_on_from_its_last_output():
 
 
 def test_recursion_ends_where_nothing_is_a_number():
-    x = torch.ones(1, 3000)
-    x[0, 1000] = math.nan
-    assert torch.isnan(attack_release(x, 0.9, 0.99)[0, 1000:]).all()
+    x = torch.tensor(np.abs(bursts(3, 9000)))
+    whole = attack_release(x, 0.9, 0.9999)
+    x[0, 4000], x[1, 4000] = math.nan, math.inf
+    y = attack_release(x, 0.9, 0.9999)
+    assert torch.isnan(y[0, 4000:]).all() and not torch.isfinite(y[1, 4000:]).any()
+    assert torch.allclose(y[:2, :4000], whole[:2, :4000]) and torch.allclose(y[2], whole[2])
 
 
 def test_recursion_in_single_precision_would_be_wrong():

@@ -34,7 +34,8 @@ def limit(x, sample_rate, ceiling_dbtp=-1.0, lookahead_ms=2.0, release_ms=80.0):
     """Turn `x` `(batch, channels, time)` down where its true peak would pass `ceiling_dbtp`, and nowhere else.
 
     Same shape, dtype and device, no delay; an item under the ceiling is returned as it is. The result reads at most
-    `ceiling_dbtp` less `MARGIN_DB`, for sounds without much in the top tenth of the band, where true-peak meters differ. Raises `PaletteError` for a ceiling above 0 dBTP or that is not a number, or times of nothing.
+    `ceiling_dbtp` less `MARGIN_DB`; other meters may differ from ours for sounds that are strong in the top tenth of the band.
+    Raises `PaletteError` for a ceiling above 0 dBTP or that is not a number, or times of nothing.
     """
     if not ceiling_dbtp <= 0:
         raise PaletteError(f"a ceiling is a number of dBTP, 0 or less, not {ceiling_dbtp:g}")

@@ -55,13 +55,15 @@ def _states(x, fast, slow, initial):
     start, end = y[0].view(lanes, blocks), y[-1].view(lanes, blocks)
     start[:, 0] = initial
     risen, fallen, rows, states = torch.empty_like(rise), torch.empty_like(rise), x.unbind(), y.unbind()
+    close = 1e-12 * x.view(length, lanes, blocks).abs().amax((0, 2))[:, None]
+    close = torch.where(close.isfinite(), close, 0.0)
     for _ in range(blocks):
         for row, before, after in zip(rows, states, states[1:]):
             torch.lerp(row, before, rise, out=risen)
             torch.lerp(row, before, fall, out=fallen)
             torch.maximum(risen, fallen, out=after)
         miss = end[:, :-1] - start[:, 1:]
-        if not (miss.abs() > 1e-10).any():  # of a decibel; also where nothing is a number
+        if not (miss.abs() > close).any():  # also where nothing is a number
             break
         rises = (x > y[:-1]).sum(0, dtype=torch.int32).view(lanes, blocks)
         slope = fast[:, None] ** rises * slow[:, None] ** (length - rises)
