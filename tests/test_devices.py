@@ -47,7 +47,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_no_two_devices_meet(name, monkeypatch):
-    monkeypatch.setattr(filters, "decay_frames", lambda sos, decay_db=200.0: 3000)  # fake tensors have no values to decide by
+    monkeypatch.setattr(filters, "decay_frames", lambda sos, decay_db=200.0, cascade=False: 3000)  # fake tensors have no values to decide by
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(2, 2, 20000, device="cuda")
         assert OPERATIONS[name](x).device.type == "cuda"

@@ -50,10 +50,10 @@ def plot_equaliser(versions, sample_rate, effect=None):
     effect = effect or equaliser()
     figure = Figure(figsize=(9, 3), dpi=80, layout="constrained")
     axes = figure.subplots()
-    hz = np.arange(1, sample_rate // 2)
+    hz = np.arange(1, int(sample_rate) // 2)
     for name, settings in versions.items():
         sections = eq_sections(sample_rate, **band_settings(effect.complete(settings)))
-        axes.plot(hz, 20 * np.log10(frequency_response(sections, sample_rate).abs().numpy()[hz]), label=name)
+        axes.plot(hz, 20 * np.log10(frequency_response(sections, int(sample_rate)).abs().detach().numpy()[hz]), label=name)
     _frequency_axis(axes)
     axes.set(ylabel="gain (dB)", title="equaliser", xlim=(20, sample_rate / 2))
     axes.legend(fontsize="small")
@@ -69,7 +69,7 @@ def plot_compressor(versions, x, sample_rate, effect=None):
     levels = torch.linspace(-80, 0, 801, dtype=torch.float64)
     time = np.arange(x.shape[-1]) / sample_rate
     for name, settings in versions.items():
-        settings = effect.complete(settings)
+        settings = {name: torch.as_tensor(value).detach() for name, value in effect.complete(settings).items()}
         makeup = settings.pop("makeup_db")
         reduction = gain_reduction_db(levels, settings["threshold_db"], settings["ratio"], settings["knee_db"])
         static.plot(levels, levels - reduction + makeup, label=name)

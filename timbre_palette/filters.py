@@ -120,6 +120,12 @@ class _Cascade(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
+        with torch.autocast(gradient.device.type, enabled=False):  # whose products would be in half precision
+            return _Cascade.adjoint(ctx, gradient)
+
+    @staticmethod
+    def adjoint(ctx, gradient):
+        "The gradients by all coefficients."
         square, product = ctx.saved_tensors
         even = torch.stack([torch.ones_like(square), square], 1)
         after = [gradient.conj().resolve_conj()]  # times the sections that follow: nothing is divided by a zero of one
@@ -146,17 +152,21 @@ def frequency_response(sos, n_fft, dtype=torch.float64):
     return _Cascade.apply(coefficients(sos[..., :3]), coefficients(sos[..., 3:]), *(part.to(dtype) for part in grid))
 
 # %% ../nbs/02_filters.ipynb #decay-frames
-def decay_frames(sos, decay_db=200.0):
-    "Samples until the impulse response of sections `(..., n, 6)` has fallen by about `decay_db` dB; raises `PaletteError` if it does not fall."
-    a = as_double(sos).detach()[..., 3:].reshape(-1, 3)
-    a1, a2 = a[:, 1] / a[:, 0], a[:, 2] / a[:, 0]
+def decay_frames(sos, decay_db=200.0, cascade=False):
+    """Samples until the impulse response of sections `(..., n, 6)` has fallen by about `decay_db` dB.
+
+    By the slowest section; a `cascade` of sections that ring alike takes longer, at most the sum of all.
+    Raises `PaletteError` if it does not fall.
+    """
+    a = as_double(sos).detach()[..., 3:]
+    a1, a2 = a[..., 1] / a[..., 0], a[..., 2] / a[..., 0]
     root = torch.sqrt((a1 ** 2 - 4 * a2).to(torch.complex128))
-    radius = torch.maximum((-a1 + root).abs(), (-a1 - root).abs()).max().item() / 2
-    if radius < 1e-3:
-        return 2
-    if radius >= 1:
-        raise PaletteError(f"the filter does not decay: a pole lies at radius {radius:.6f}")
-    return 2 + math.ceil(decay_db / -20 / math.log10(radius))
+    radius = torch.maximum((-a1 + root).abs(), (-a1 - root).abs()) / 2
+    radius = torch.where(radius.isfinite(), radius, 0.0).clamp(min=1e-3)  # what is not a number is found elsewhere
+    if radius.max() >= 1:
+        raise PaletteError(f"the filter does not decay: a pole lies at radius {radius.max():.6f}")
+    frames = decay_db / -20 / torch.log10(radius)
+    return 2 + math.ceil((frames.sum(-1) if cascade else frames).max().item())
 
 # %% ../nbs/02_filters.ipynb #fft-filter
 def fft_filter(x, sos, precise=True):
@@ -167,7 +177,7 @@ def fft_filter(x, sos, precise=True):
     Raises `PaletteError` for a filter whose impulse response does not decay.
     """
     frames = x.shape[-1]
-    tail = decay_frames(sos) if precise else decay_frames(sos, 140.0)
+    tail = decay_frames(sos) if precise else decay_frames(sos, 140.0, cascade=True)
     n_fft = 2 ** math.ceil(math.log2((8 if precise else 2.5) * tail))  # a long grid costs responses, a short one blocks
     if frames + tail <= n_fft:  # one block is enough
         n_fft = next_fast_len(frames + tail, real=True)

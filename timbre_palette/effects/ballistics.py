@@ -57,6 +57,7 @@ def _states(x, fast, slow, initial):
     risen, fallen, rows, states = torch.empty_like(rise), torch.empty_like(rise), x.unbind(), y.unbind()
     close = 1e-12 * x.view(length, lanes, blocks).abs().amax((0, 2))[:, None]
     close = torch.where(close.isfinite(), close, 0.0)
+    within = close.expand(-1, blocks).flatten()
     for _ in range(blocks):
         for row, before, after in zip(rows, states, states[1:]):
             torch.lerp(row, before, rise, out=risen)
@@ -65,7 +66,7 @@ def _states(x, fast, slow, initial):
         miss = end[:, :-1] - start[:, 1:]
         if not (miss.abs() > close).any():  # also where nothing is a number
             break
-        rises = (x > y[:-1]).sum(0, dtype=torch.int32).view(lanes, blocks)
+        rises = (x - within > y[:-1]).sum(0, dtype=torch.int32).view(lanes, blocks)  # a tie is no rise, or a rest would spread block by block
         slope = fast[:, None] ** rises * slow[:, None] ** (length - rises)
         slope[:, 0] = 0  # nothing corrects the first block
         start[:, 1:] += _linear_recursion(miss, slope[:, :-1])

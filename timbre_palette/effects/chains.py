@@ -25,7 +25,7 @@ def chain(*effects, name="chain"):
     Raises `PaletteError` for no effect, an unknown name or a name that comes twice.
     """
     for effect in effects:
-        if not isinstance(effect, Effect) and effect not in EFFECTS:
+        if not isinstance(effect, (Effect, str)) or (isinstance(effect, str) and effect not in EFFECTS):
             raise PaletteError(f"unknown effect {effect!r}; use one of {', '.join(EFFECTS)}, or an Effect")
     effects = [effect if isinstance(effect, Effect) else EFFECTS[effect] for effect in effects]
     names = [effect.name for effect in effects]

@@ -17,32 +17,40 @@ from .parameters import Effect, Parameter
 from ..filters import as_double, per_item
 
 # %% ../../nbs/effects/06_compressor.ipynb #gain-reduction
+def _over_db(level_db, threshold_db, knee_db):
+    "How far a level lies above the threshold, 0 below, with a soft knee between: the gain reduction of an endless ratio."
+    over = level_db - threshold_db
+    inside = (2 * over.abs() < knee_db) & (knee_db > 1e-6)  # a corner, as good as
+    width = torch.where(inside, knee_db, 1.0)  # so that nothing large is divided by nothing, in the gradient either
+    return torch.where(inside, torch.where(inside, over + knee_db / 2, 0.0).square() / (2 * width), torch.relu(over))
+
 def gain_reduction_db(level_db, threshold_db, ratio, knee_db, paper_compat=False):
     """Decibels by which a `level_db` is turned down, never negative; tensors or numbers that broadcast (Giannoulis 2012, Eq. 4).
 
-    `paper_compat` has the knee of DeepAFx-ST's public code, which jumps at both of its ends.
+    `paper_compat` has the knee of DeepAFx-ST's public code, which jumps at both of its ends, and is negative inside.
     """
     level_db = torch.as_tensor(level_db)
     threshold_db, ratio, knee_db = (torch.as_tensor(value, dtype=level_db.dtype, device=level_db.device) for value in (threshold_db, ratio, knee_db))
-    over, slope = level_db - threshold_db, 1 - 1 / ratio
-    width = torch.where(knee_db > 0, knee_db, 1.0)
-    if paper_compat:
-        knee, inside = -((over + knee_db) / 2).square() / (2 * width * ratio), 2 * over.abs() <= knee_db
-    else:
-        knee, inside = slope * (over + knee_db / 2).square() / (2 * width), 2 * over.abs() < knee_db
-    return torch.where(inside & (knee_db > 0), knee, slope * torch.relu(over))
+    if not paper_compat:
+        return (1 - 1 / ratio) * _over_db(level_db, threshold_db, knee_db)
+    over = level_db - threshold_db
+    inside = (2 * over.abs() <= knee_db) & (knee_db > 1e-6)
+    width = torch.where(inside, knee_db, 1.0)
+    knee = -(torch.where(inside, over + knee_db, 0.0) / 2).square() / (2 * width * ratio)
+    return torch.where(inside, knee, (1 - 1 / ratio) * torch.relu(over))
 
 # %% ../../nbs/effects/06_compressor.ipynb #ballistics
 def _branching(x, sample_rate, attack_ms, release_ms, paper_compat):
     "Attack and release, exactly."
-    return attack_release(x, time_coefficient(attack_ms, sample_rate), time_coefficient(release_ms, sample_rate))
+    shorter = math.log(9) if paper_compat else 1.0  # times from 10 to 90 %
+    return attack_release(x, *(time_coefficient(as_double(time_ms) / shorter, sample_rate) for time_ms in (attack_ms, release_ms)))
 
 def _single_pole(x, sample_rate, attack_ms, release_ms, paper_compat):
     "One time for both."
     return _branching(x, sample_rate, attack_ms, attack_ms, paper_compat)
 
 def _single_pole_fir(x, sample_rate, attack_ms, release_ms, paper_compat):
-    "One time for both, its response sampled (DeepAFx-ST, section 3.1)."
+    "One time for both, its response sampled (DeepAFx-ST, section 3.1); exact and causal for times short of the signal's."
     frames = x.shape[-1]
     n_fft = 2 ** math.ceil(math.log2(max(2 * frames - 1, 2)))
     z = torch.exp(-2j * math.pi / n_fft * torch.arange(n_fft // 2 + 1, dtype=torch.float64, device=x.device))
@@ -64,9 +72,9 @@ def compress(x, sample_rate, threshold_db, ratio, attack_ms, release_ms=None, kn
     """Compress `x` `(batch, channels, time)`; settings are numbers or `(batch,)` (DeepAFx-ST, section 3.1; Giannoulis 2012).
 
     `attack_ms` and `release_ms` are times to 63 %; `ballistics` is one of `BALLISTICS`, of which the single poles know
-    `attack_ms` only. `linked` channels share the gain of the loudest. `paper_compat` has the knee and, with
-    `single_pole_fir`, the low-pass of DeepAFx-ST's public code. Same shape, dtype and device; differentiable in `x` and
-    every setting. Raises `PaletteError` for unknown ballistics, or branching ones without a release.
+    `attack_ms` only. `linked` channels share the gain of the loudest. `paper_compat` has the knee of DeepAFx-ST's public
+    code, its times from 10 to 90 % and, with `single_pole_fir`, its low-pass. Same shape, dtype and device; differentiable
+    in `x` and every setting. Ranges are the caller's to keep (`compressor` checks them). Raises `PaletteError` for unknown ballistics, or branching ones without a release.
     """
     reduction = compressor_gain_db(x, sample_rate, threshold_db, ratio, attack_ms, release_ms, knee_db, ballistics, linked, paper_compat)
     return x * torch.exp((per_item(makeup_db, x) - reduction) * (math.log(10) / 20))
@@ -80,9 +88,12 @@ def compressor_gain_db(x, sample_rate, threshold_db, ratio, attack_ms, release_m
         raise PaletteError("branching ballistics need release_ms beside attack_ms; single_pole has one time for both")
     level = x.abs().amax(1, keepdim=True) if linked else x.abs()
     level_db = 20 * torch.log10(level.clamp(min=FLOOR))
-    wanted = gain_reduction_db(level_db, *(per_item(value, x) for value in (threshold_db, ratio, knee_db)), paper_compat)
+    threshold_db, ratio, knee_db = (per_item(value, x) for value in (threshold_db, ratio, knee_db))
+    slope, wanted = 1 - 1 / ratio, _over_db(level_db, threshold_db, knee_db)
+    if paper_compat:
+        slope, wanted = 1.0, gain_reduction_db(level_db, threshold_db, ratio, knee_db, paper_compat)
     times = [None if value is None else as_double(value).expand(len(x)).repeat_interleave(wanted.shape[1]) for value in (attack_ms, release_ms)]
-    return BALLISTICS[ballistics](wanted.flatten(0, 1), sample_rate, *times, paper_compat).view_as(wanted)
+    return slope * BALLISTICS[ballistics](wanted.flatten(0, 1), sample_rate, *times, paper_compat).view_as(wanted)
 
 # %% ../../nbs/effects/06_compressor.ipynb #compressor-effect
 COMPRESSOR = (Parameter("threshold_db", "dB", -80.0, 0.0, -12.0), Parameter("ratio", "", 1.0, 20.0, 2.0, "log"),

@@ -49,7 +49,12 @@ def _from_settings(x, sample_rate, **settings):
     return parametric_eq(x, sample_rate, **band_settings(settings))
 
 def equaliser(peaks=4):
-    "A parametric equaliser as an `Effect`: `low_shelf`, `peak_1` and so on, `high_shelf`, each with `_gain_db`, `_frequency_hz` and `_q`."
+    """A parametric equaliser as an `Effect`: `low_shelf`, `peak_1` and so on, `high_shelf`, each with `_gain_db`, `_frequency_hz` and `_q`.
+
+    Raises `PaletteError` for fewer than no peaks.
+    """
+    if peaks < 0:
+        raise PaletteError(f"an equaliser has 0 peaks or more, not {peaks}")
     edges = np.geomspace(*PEAKS_HZ, peaks + 2).tolist()
     ranges = {"low_shelf": LOW_SHELF_HZ, **{f"peak_{n + 1}": (edges[n], edges[n + 2]) for n in range(peaks)}, "high_shelf": HIGH_SHELF_HZ}
     parameters = [parameter for band, (low, high) in ranges.items() for parameter in (

@@ -31,7 +31,7 @@ class Parameter:
     def __post_init__(self):
         if self.scale not in ("linear", "log"):
             raise PaletteError(f"{self.name}: the scale is linear or log, not {self.scale!r}")
-        if not self.low <= self.default <= self.high or self.low == self.high or (self.scale == "log" and self.low <= 0):
+        if not -math.inf < self.low <= self.default <= self.high < math.inf or self.low == self.high or (self.scale == "log" and self.low <= 0):
             raise PaletteError(f"{self.name}: {self.low:g} to {self.high:g} with default {self.default:g} is not a range on a {self.scale} scale")
 
     def physical(self, normalised):
@@ -53,12 +53,18 @@ class Parameter:
 class Effect:
     """A function `function(x, sample_rate, **settings)` of waveforms `(batch, channels, time)`, with the table of its settings.
 
-    `differentiable` says whether gradients flow through it. Equal shapes in and out; `x` is never edited.
+    `differentiable` says whether gradients flow through it. Equal shapes in and out; `x` is never edited; half precision is
+    computed in single. Raises `PaletteError` if two settings have one name.
     """
     name: str
     parameters: tuple[Parameter, ...]
     function: Callable
     differentiable: bool = True
+
+    def __post_init__(self):
+        names = [parameter.name for parameter in self.parameters]
+        if len(set(names)) < len(names):
+            raise PaletteError(f"{self.name} has two settings of one name: {', '.join(sorted({name for name in names if names.count(name) > 1}))}")
 
     def __call__(self, x, sample_rate, **settings):
         """Apply to `x` `(batch, channels, time)` with physical `settings`, each a number or `(batch,)`.
@@ -75,12 +81,21 @@ class Effect:
         return self._apply(x, sample_rate, self.physical(normalised))
 
     def _apply(self, x, sample_rate, settings):
-        "The function itself, between two checks."
-        if x.ndim != 3:
-            raise PaletteError(f"{self.name} takes waveforms (batch, channels, time), not the shape {tuple(x.shape)}")
+        "The function itself, once everything has been found to fit."
+        if not isinstance(x, torch.Tensor) or x.ndim != 3 or not x.is_floating_point():
+            what = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+            raise PaletteError(f"{self.name} takes waveforms as tensors (batch, channels, time) of floating point, not {what}")
+        if not sample_rate > 0:
+            raise PaletteError(f"a sample rate is above 0 Hz, not {sample_rate}")
+        for name, value in settings.items():
+            if isinstance(value, torch.Tensor) and value.shape not in ((), (1,), (len(x),)):
+                raise PaletteError(f"{name} of {self.name} is one number, or one for each of {len(x)} items, not the shape {tuple(value.shape)}")
         if not self.differentiable and torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in (x, *settings.values())):
             raise PaletteError(f"{self.name} has no gradient; call it under torch.no_grad(), or train with a proxy or SPSA")
-        return self.function(x, sample_rate, **settings)
+        if not x.numel():
+            return x
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return self.function(wide, sample_rate, **settings).to(x.dtype)
 
     @property
     def defaults(self):
@@ -94,6 +109,8 @@ class Effect:
     def physical(self, normalised):
         "Normalised settings `(..., parameters)` as physical ones by name, each `(...)`. Raises `PaletteError` as `render` does."
         normalised = torch.as_tensor(normalised)
+        if normalised.dtype in (torch.float16, torch.bfloat16):  # in which 20 Hz to 20 kHz would have a few hundred places
+            normalised = normalised.float()
         if normalised.shape[-1:] != (len(self.parameters),):
             raise PaletteError(f"{self.name} has {len(self.parameters)} settings, not the {normalised.shape[-1] if normalised.ndim else 1} given")
         if ((normalised < 0) | (normalised > 1)).any():
@@ -103,24 +120,27 @@ class Effect:
     def normalised(self, **settings):
         "Physical settings as normalised ones `(..., parameters)` float64 in the table's order. Raises `PaletteError` as a call does."
         settings = self.complete(settings)
-        columns = [torch.as_tensor(parameter.normalised(settings[parameter.name]), dtype=torch.float64) for parameter in self.parameters]
+        columns = [parameter.normalised(torch.as_tensor(settings[parameter.name], dtype=torch.float64)) for parameter in self.parameters]
         return torch.stack(torch.broadcast_tensors(*columns), -1)
 
     def random(self, batch, seed):
         "Normalised settings `(batch, parameters)`, uniform over the ranges; the same for the same seed."
-        return torch.rand(batch, len(self.parameters), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return torch.rand(batch, len(self.parameters), generator=torch.Generator().manual_seed(int(seed)), dtype=torch.float64)
 
     def _checked(self, settings):
-        "The settings, if each is known and in range."
-        known = {parameter.name: parameter for parameter in self.parameters}
+        "The settings as numbers or tensors, if each is known and in range."
+        known, checked = {parameter.name: parameter for parameter in self.parameters}, {}
         for name, value in settings.items():
             if name not in known:
                 raise PaletteError(f"{self.name} has no setting {name!r}; it has {', '.join(known)}")
             parameter, slack = known[name], 1e-6 * (known[name].high - known[name].low)  # float32 cannot say every end exactly
-            value = torch.as_tensor(value)
-            if ((value < parameter.low - slack) | (value > parameter.high + slack)).any():
+            try:
+                checked[name] = value if isinstance(value, torch.Tensor) else torch.as_tensor(value, dtype=torch.float64)
+            except (TypeError, ValueError, RuntimeError):
+                raise PaletteError(f"{name} of {self.name} is a number, or one for each item, not {value!r}") from None
+            if ((checked[name] < parameter.low - slack) | (checked[name] > parameter.high + slack)).any():
                 raise PaletteError(f"{name} of {self.name} lies between {parameter.low:g} and {parameter.high:g} {parameter.unit}".rstrip())
-        return settings
+        return checked
 
 # %% ../../nbs/effects/00_parameters.ipynb #parameter-table
 def parameter_table(effect):
@@ -135,8 +155,10 @@ def gradient_table(effect, x, sample_rate, places=(0.0, 0.5, 1.0), **settings):
     """Gradients by each setting of `effect` on `x` `(batch, channels, time)`: rows with `setting`, `place` (normalised) and `gradient`.
 
     One setting at a time goes to each of `places`; the others stand at `settings`, physical, or their defaults.
-    Raises `PaletteError` as a call of the effect does, or if it has no gradient.
+    Raises `PaletteError` as a call of the effect does, for settings that are not single numbers, or if it has no gradient.
     """
+    if effect.normalised(**settings).ndim > 1:
+        raise PaletteError("a table of gradients is made at one setting, not at one for each item")
     weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
     rows = []
     for n, parameter in enumerate(effect.parameters):

@@ -99,7 +99,11 @@ class _Renderer:
         for n, item in enumerate(x.detach().cpu().numpy().astype(np.float32)):
             for name, values in settings.items():
                 setattr(self.machine, name, values[n])
-            rendered.append(self.machine(item, sample_rate, reset=True))
+            padded = np.pad(item, ((0, 0), (0, max(0, 16 - item.shape[1]))))  # which way round a few samples are, pedalboard has to guess
+            try:
+                rendered.append(self.machine(padded, sample_rate, reset=True)[:, :item.shape[1]])
+            except (RuntimeError, ValueError) as error:
+                raise PaletteError(f"{type(self.machine).__name__}: {str(error).splitlines()[0]}") from None
             if rendered[-1].shape != item.shape:
                 raise PaletteError(f"{type(self.machine).__name__} made {rendered[-1].shape} of {item.shape} (channels, time)")
         return torch.from_numpy(np.stack(rendered)).to(x)
