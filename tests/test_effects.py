@@ -8,12 +8,12 @@ import pedalboard
 import pyloudnorm
 import pytest
 import torch
-from scipy.signal import lfilter, sosfilt
+from scipy.signal import butter, lfilter, sosfilt
 
 from timbre_palette.audio import PaletteError
 from timbre_palette.effects.ballistics import attack_release, time_coefficient
 from timbre_palette.effects.chains import EFFECTS, chain
-from timbre_palette.effects.compressor import compress, compressor, compressor_gain_db, gain_reduction_db
+from timbre_palette.effects.compressor import BALLISTICS, compress, compressor, compressor_gain_db, gain_reduction_db
 from timbre_palette.effects.equaliser import band_settings, eq_sections, equaliser, parametric_eq
 from timbre_palette.effects.parameters import Effect, Parameter, gradient_table
 from timbre_palette.effects.plugins import plugin
@@ -237,8 +237,6 @@ def test_knee_zero_is_a_number():
 def test_paper_ballistics():
     "The FIR approximation is the pole, where its response has room; the public code's is a Butterworth low-pass at half the inverse attack."
     x = torch.tensor(np.abs(noise(1, 6000)))
-    from timbre_palette.effects.compressor import BALLISTICS
-    from scipy.signal import butter
     fir = BALLISTICS["single_pole_fir"]
     ten = torch.tensor([10.0], dtype=torch.float64)
     assert torch.allclose(fir(x, 24000, ten, None, False), BALLISTICS["single_pole"](x, 24000, ten, None, False), atol=1e-8)

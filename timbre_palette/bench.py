@@ -109,9 +109,13 @@ EQ_HZ = (80.0, 300.0, 1000.0, 3000.0, 8000.0, 8000.0)
 
 def _settings(batch, seed=0):
     "Random settings of six bands `(batch, 6)` each and of a compressor `(batch,)` each, all with gradients."
-    draw = lambda low, high, *more: (low + (high - low) * torch.rand(batch, *more, generator=generator)).requires_grad_()
     generator = torch.Generator().manual_seed(seed)
-    bands = {"gain_db": draw(-12, 12, 6), "frequency_hz": (torch.tensor(EQ_HZ) * draw(0.7, 1.3, 6).detach()).requires_grad_(), "q": draw(0.5, 3, 6)}
+
+    def draw(low, high, *more, scale=1.0):
+        "Uniform between two ends, times `scale`."
+        return (scale * (low + (high - low) * torch.rand(batch, *more, generator=generator))).requires_grad_()
+
+    bands = {"gain_db": draw(-12, 12, 6), "frequency_hz": draw(0.7, 1.3, 6, scale=torch.tensor(EQ_HZ)), "q": draw(0.5, 3, 6)}
     return bands, {"threshold_db": draw(-40, -10), "ratio": draw(2, 8), "attack_ms": draw(5, 50), "release_ms": draw(50, 100), "knee_db": draw(3, 12), "makeup_db": draw(0, 6)}
 
 def _dasp(x, sample_rate, bands, dynamics):

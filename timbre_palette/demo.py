@@ -13,7 +13,8 @@ import numpy as np
 from .anchors import STYLES
 from .audio import atomic_path, db_to_gain, made_folder, write_audio
 from .blend import PRESETS
-from .enhance import enhance, headroom_gain_db, measure, model_label
+from .enhance import enhance, headroom_gain_db, model_label
+from .loudness import measure
 from .figures import plot_spectra
 from .synth import demo_clip
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'DEVICES', 'BIT_DEPTHS', 'CLOSEST', 'CEILING_DBTP', 'CLIPS', 'TOO_LONG', 'SUFFIXES', 'find_model',
-           'model_label', 'find_device', 'enhance', 'measure', 'choose_subtype', 'headroom_gain_db', 'check_settings',
+           'model_label', 'find_device', 'enhance', 'choose_subtype', 'headroom_gain_db', 'check_settings',
            'check_apart', 'enhance_file', 'plan_outputs', 'inspect_file']
 
 # %% ../nbs/26_enhance.ipynb #imports
@@ -23,7 +23,7 @@ from .anchors import palette, stage_strengths
 from .audio import AV_SUFFIXES, CONTAINERS, PCM_BITS, PaletteError, check_output, db_to_gain, enough_memory, read_audio, write_audio
 from .blend import parse_style, style_name
 from .checkpoint import Pretrained
-from .loudness import integrated_loudness, true_peak_db
+from .loudness import measure
 from .mastering import MARGIN_DB, dither, level_report, limit
 from .metrics import describe_spectrum
 
@@ -84,13 +84,6 @@ def enhance(samples, sample_rate, style="s80_a10_m10", amount=1.0, model="graybo
         return np.zeros(x.shape[1:], np.float32)
     with torch.inference_mode():
         return render(x, sample_rate, weights, amount)[0].cpu().numpy()
-
-# %% ../nbs/26_enhance.ipynb #measure
-def measure(samples, sample_rate):
-    "Integrated loudness (LUFS) and true peak (dBTP) of samples `(channels, time)`, two numbers."
-    x = torch.tensor(np.asarray(samples, np.float32)[None])
-    with torch.inference_mode():
-        return integrated_loudness(x, sample_rate).item(), true_peak_db(x).item()
 
 # %% ../nbs/26_enhance.ipynb #choose-subtype
 BIT_DEPTHS = {"16": "PCM_16", "24": "PCM_24", "32": "PCM_32", "float": "FLOAT"}
@@ -202,7 +195,8 @@ def enhance_file(source, destination, style="s80_a10_m10", amount=1.0, model="gr
         if clip == "limit" and peak_after > ceiling_dbtp:
             progress("limiting", 0.0)
             result = limit(torch.from_numpy(result)[None], rate, ceiling_dbtp)[0].numpy()
-            limited_db, (loudness_after, peak_after) = peak_after, measure(result, rate)
+            limited_db = peak_after
+            loudness_after, peak_after = measure(result, rate)
             limited_db -= peak_after
         if dithered and PCM_BITS.get(subtype, 32) <= 24:
             result = dither(result, PCM_BITS[subtype])

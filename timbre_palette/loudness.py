@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['K_DESIGNS', 'LAYOUTS', 'BLOCK_S', 'OFFSET_DB', 'k_weighting_sos', 'channel_weights', 'loudness_reference',
-           'integrated_loudness', 'running_loudness', 'true_peak_db', 'peak_envelope']
+           'integrated_loudness', 'running_loudness', 'true_peak_db', 'peak_envelope', 'measure']
 
 # %% ../nbs/04_loudness.ipynb #imports
 import warnings
@@ -181,3 +181,10 @@ def peak_envelope(x, oversample=8):
     after = torch.cat([points.abs().amax(-1) for points in _between(flat, oversample)], 1)[:, :x.shape[-1]]
     before = torch.nn.functional.pad(after[:, :-1], (1, 0))
     return torch.maximum(flat.abs(), torch.maximum(before, after)).view_as(x)
+
+# %% ../nbs/04_loudness.ipynb #measure
+def measure(samples, sample_rate):
+    "Integrated loudness (LUFS) and true peak (dBTP) of samples `(channels, time)`, two numbers."
+    x = torch.tensor(np.asarray(samples, np.float32)[None])
+    with torch.inference_mode():
+        return integrated_loudness(x, sample_rate).item(), true_peak_db(x).item()

@@ -11,10 +11,10 @@ import math
 import numpy as np
 import torch
 
-from .audio import PaletteError
+from .audio import PaletteError, db_to_gain, gain_to_db
 from .effects.ballistics import attack_release, time_coefficient
 from .filters import per_item
-from .loudness import integrated_loudness, peak_envelope, running_loudness, true_peak_db
+from .loudness import measure, peak_envelope, running_loudness, true_peak_db
 
 # %% ../nbs/22_mastering.ipynb #limiter-gain
 def limiter_gain_db(x, sample_rate, ceiling_dbtp=-1.0, lookahead_ms=2.0, release_ms=80.0):
@@ -48,10 +48,10 @@ def limit(x, sample_rate, ceiling_dbtp=-1.0, lookahead_ms=2.0, release_ms=80.0):
     for _ in range(4):
         if not (excess > 0).any():
             return y
-        y = torch.where(over[:, None, None], x * 10 ** (limiter_gain_db(x, sample_rate, asked, lookahead_ms, release_ms) / 20), x)
+        y = torch.where(over[:, None, None], x * db_to_gain(limiter_gain_db(x, sample_rate, asked, lookahead_ms, release_ms)), x)
         excess = torch.where(over, true_peak_db(y) - target, 0.0)
         asked = torch.where(excess > 0, asked - excess - 0.01, asked)
-    return y * 10 ** (-excess.clamp(min=0) / 20)[:, None, None]
+    return y * db_to_gain(-excess.clamp(min=0))[:, None, None]
 
 # %% ../nbs/22_mastering.ipynb #dither
 def dither(x, bits, seed=0):
@@ -77,8 +77,8 @@ def level_report(samples, sample_rate):
     loudness, `clipped` samples in runs of three or more at the highest level of full scale or beyond, `dc` the largest mean of a channel.
     """
     x = torch.as_tensor(np.asarray(samples, np.float32))[None]
+    lufs, dbtp = measure(samples, sample_rate) if x.shape[-1] else (-math.inf, -math.inf)
     with torch.no_grad():
-        lufs, dbtp = integrated_loudness(x, sample_rate).item(), true_peak_db(x).item() if x.shape[-1] else -math.inf
         running = {name: running_loudness(x, sample_rate, window).amax().item() if x.shape[-1] >= window * sample_rate else -math.inf
                    for name, window in (("momentary_max_lufs", 0.4), ("short_term_max_lufs", 3.0))}
     full = np.abs(samples) >= 1 - 2.0 ** -15
@@ -87,7 +87,7 @@ def level_report(samples, sample_rate):
     for shift in range(3):
         inside[:, shift:shift + runs.shape[1]] |= runs
     peak = float(np.abs(samples).max(initial=0.0))
-    values = {"lufs": lufs if lufs >= -70 else -math.inf, **running, "dbtp": dbtp, "dbfs": 20 * math.log10(peak) if peak else -math.inf}
+    values = {"lufs": lufs if lufs >= -70 else -math.inf, **running, "dbtp": dbtp, "dbfs": float(gain_to_db(peak))}
     values["plr_db"] = values["dbtp"] - values["lufs"]
     return {**{name: round(value, 3) if math.isfinite(value) else None for name, value in values.items()},
             "clipped": int(inside.sum()), "dc": round(float(np.abs(np.mean(samples, 1, dtype=np.float64)).max()) if samples.size else 0.0, 6)}

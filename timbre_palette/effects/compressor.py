@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from ..audio import PaletteError
+from ..audio import PaletteError, db_to_gain
 from .ballistics import attack_release, time_coefficient
 from .parameters import Effect, Parameter
 from ..filters import as_double, per_item
@@ -77,7 +77,7 @@ def compress(x, sample_rate, threshold_db, ratio, attack_ms, release_ms=None, kn
     in `x` and every setting. Ranges are the caller's to keep (`compressor` checks them). Raises `PaletteError` for unknown ballistics, or branching ones without a release.
     """
     reduction = compressor_gain_db(x, sample_rate, threshold_db, ratio, attack_ms, release_ms, knee_db, ballistics, linked, paper_compat)
-    return x * torch.exp((per_item(makeup_db, x) - reduction) * (math.log(10) / 20))
+    return x * db_to_gain(per_item(makeup_db, x) - reduction)
 
 def compressor_gain_db(x, sample_rate, threshold_db, ratio, attack_ms, release_ms=None, knee_db=0.0,
                        ballistics="branching", linked=True, paper_compat=False):

@@ -8,6 +8,7 @@ __all__ = ['DISTORTION', 'distort', 'distortion']
 # %% ../../nbs/effects/08_distortion.ipynb #imports
 import torch
 
+from ..audio import db_to_gain
 from .parameters import Effect, Parameter
 from ..filters import per_item
 
@@ -17,7 +18,7 @@ def distort(x, sample_rate, drive_db, bias=0.0, mix=1.0):
 
     Settings are numbers or `(batch,)`; memoryless, so `sample_rate` plays no part. Differentiable in everything.
     """
-    gain, bias, mix = 10 ** (per_item(drive_db, x) / 20), per_item(bias, x), per_item(mix, x)
+    gain, bias, mix = db_to_gain(per_item(drive_db, x)), per_item(bias, x), per_item(mix, x)
     return torch.lerp(x, torch.tanh(gain * x + bias) - torch.tanh(bias), mix)
 
 # %% ../../nbs/effects/08_distortion.ipynb #table

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..audio import PaletteError
-from .parameters import Effect, Parameter
+from .parameters import Effect, Parameter, by_kind
 from ..filters import as_double, fft_filter, high_shelf, low_shelf, peaking
 
 # %% ../../nbs/effects/02_equaliser.ipynb #eq-sections
@@ -41,8 +41,7 @@ LOW_SHELF_HZ, PEAKS_HZ, HIGH_SHELF_HZ = (20.0, 400.0), (40.0, 10000.0), (1500.0,
 
 def band_settings(settings):
     "An equaliser's settings by their names as `gain_db`, `frequency_hz` and `q`, float64 `(..., bands)` each."
-    return {kind: torch.stack(torch.broadcast_tensors(*(as_double(value) for name, value in settings.items() if name.endswith(f"_{kind}"))), -1)
-            for kind in ("gain_db", "frequency_hz", "q")}
+    return by_kind(settings, "gain_db", "frequency_hz", "q")
 
 def _from_settings(x, sample_rate, **settings):
     "`parametric_eq` with settings by their names."

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from ..audio import PaletteError
+from .compressor import COMPRESSOR
+from .distortion import DISTORTION
 from .parameters import Effect, Parameter
 
 # %% ../../nbs/effects/14_plugins.ipynb #tables
@@ -19,25 +21,26 @@ def _hz(name, low, high, default):
     "A frequency."
     return Parameter(name, "Hz", low, high, default, "log")
 
+_BAND = (Parameter("gain_db", "dB", -24, 24, 0), Parameter("q", "", 0.1, 10, 0.7071, "log"))
+
 BUILT_IN = {
     "Bitcrush": (Parameter("bit_depth", "bit", 1, 16, 8),),
     "Chorus": (_hz("rate_hz", 0.1, 20, 1), Parameter("depth", "", 0, 1, 0.25), Parameter("centre_delay_ms", "ms", 1, 50, 7),
                Parameter("feedback", "", 0, 0.95, 0), Parameter("mix", "", 0, 1, 0.5)),
     "Clipping": (Parameter("threshold_db", "dB", -60, 0, -6),),
-    "Compressor": (Parameter("threshold_db", "dB", -80, 0, -12), Parameter("ratio", "", 1, 20, 2, "log"),
-                   Parameter("attack_ms", "ms", 0.1, 100, 5, "log"), Parameter("release_ms", "ms", 5, 1000, 100, "log")),
+    "Compressor": COMPRESSOR[:4],  # threshold, ratio, attack, release
     "Delay": (Parameter("delay_seconds", "s", 0.01, 2, 0.5, "log"), Parameter("feedback", "", 0, 0.95, 0), Parameter("mix", "", 0, 1, 0.5)),
-    "Distortion": (Parameter("drive_db", "dB", 0, 48, 12),),
+    "Distortion": DISTORTION[:1],  # drive
     "Gain": (Parameter("gain_db", "dB", -48, 48, 0),),
-    "HighShelfFilter": (_hz("cutoff_frequency_hz", 500, 10000, 4000), Parameter("gain_db", "dB", -24, 24, 0), Parameter("q", "", 0.1, 10, 0.7071, "log")),
+    "HighShelfFilter": (_hz("cutoff_frequency_hz", 500, 10000, 4000), *_BAND),
     "HighpassFilter": (_hz("cutoff_frequency_hz", 20, 10000, 50),),
     "LadderFilter": (_hz("cutoff_hz", 20, 10000, 200), Parameter("resonance", "", 0, 1, 0), Parameter("drive", "", 1, 20, 1)),
     "Limiter": (Parameter("threshold_db", "dB", -40, 0, -10), Parameter("release_ms", "ms", 5, 1000, 100, "log")),
-    "LowShelfFilter": (_hz("cutoff_frequency_hz", 20, 2000, 200), Parameter("gain_db", "dB", -24, 24, 0), Parameter("q", "", 0.1, 10, 0.7071, "log")),
+    "LowShelfFilter": (_hz("cutoff_frequency_hz", 20, 2000, 200), *_BAND),
     "LowpassFilter": (_hz("cutoff_frequency_hz", 20, 10000, 5000),),
     "NoiseGate": (Parameter("threshold_db", "dB", -100, 0, -60), Parameter("ratio", "", 1, 20, 10, "log"),
                   Parameter("attack_ms", "ms", 0.1, 100, 1, "log"), Parameter("release_ms", "ms", 5, 1000, 100, "log")),
-    "PeakFilter": (_hz("cutoff_frequency_hz", 20, 10000, 1000), Parameter("gain_db", "dB", -24, 24, 0), Parameter("q", "", 0.1, 10, 0.7071, "log")),
+    "PeakFilter": (_hz("cutoff_frequency_hz", 20, 10000, 1000), *_BAND),
     "Phaser": (_hz("rate_hz", 0.1, 20, 1), Parameter("depth", "", 0, 1, 0.5), _hz("centre_frequency_hz", 50, 10000, 1300),
                Parameter("feedback", "", 0, 0.95, 0), Parameter("mix", "", 0, 1, 0.5)),
     "PitchShift": (Parameter("semitones", "semitones", -12, 12, 0),),

@@ -14,8 +14,8 @@ from functools import lru_cache, partial
 import torch
 from scipy.fft import next_fast_len
 
-from ..audio import PaletteError
-from .parameters import Effect, Parameter
+from ..audio import PaletteError, db_to_gain
+from .parameters import Effect, Parameter, by_kind
 from ..filters import as_double, per_item
 
 # %% ../../nbs/effects/10_reverb.ipynb #noise-bands
@@ -52,7 +52,7 @@ def noise_response(sample_rate, channels, gain_db, decay_s, seed=0, frames=None)
     bands = bands[..., :min(longest, frames or longest)].to(gain_db.device)
     time = torch.arange(bands.shape[-1], dtype=torch.float32, device=bands.device) / sample_rate
     rate = (-3 * math.log(10) / decay_s).float()
-    level = (10 ** (gain_db / 20) * math.sqrt(6 * math.log(10) / sample_rate)).float()
+    level = (db_to_gain(gain_db) * math.sqrt(6 * math.log(10) / sample_rate)).float()
     return sum(level[:, n, None, None] * torch.exp(rate[:, n, None, None] * time) * bands[n] for n in range(len(NOISE_BANDS_HZ)))
 
 def convolve(x, response):
@@ -126,11 +126,8 @@ ROOM_REVERB = (Parameter("room", "", 0.0, 1.0, 0.5), Parameter("damping", "", 0.
 
 def _from_settings(x, sample_rate, seed, mix, **settings):
     "`noise_reverb` with settings by their names."
-    def of(name):
-        "One setting of all bands `(batch, bands)`."
-        values = [as_double(settings[f"band_{n + 1}_{name}"]) for n in range(len(NOISE_BANDS_HZ))]
-        return torch.stack(torch.broadcast_tensors(*values), -1).expand(len(x), -1)
-    return noise_reverb(x, sample_rate, of("gain_db"), of("decay_s"), mix, seed)
+    bands = {kind: values.expand(len(x), -1) for kind, values in by_kind(settings, "gain_db", "decay_s").items()}
+    return noise_reverb(x, sample_rate, **bands, mix=mix, seed=seed)
 
 def noise_reverberator(seed=0):
     "The noise reverb as an `Effect`."
