@@ -4,20 +4,24 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'PEAK_HZ', 'PEAK_DB', 'PEAK_Q', 'BAND_HZ', 'DRIVE', 'TARGET_LUFS', 'SLOPE_DB', 'PIVOT_HZ', 'N_FFT', 'HOP',
-           'BAND_CENTRES_HZ', 'BAND_MAX_DB', 'BAND_ALPHA', 'SPECTRUM_SCALE', 'REFERENCE_STAGES', 'STAGES',
+           'BAND_CENTRES_HZ', 'BAND_MAX_DB', 'BAND_ALPHA', 'SPECTRUM_SCALE', 'REFERENCE_STAGES', 'STAGES', 'TILT_S',
            'normalise_style', 'stage_strengths', 'fullness_reference', 'fullness', 'warmth_reference', 'warmth',
            'layeredness_reference', 'layeredness', 'fullness_stft_reference', 'warmth_stft_reference',
            'layeredness_stft_reference', 'fullness_stft', 'warmth_stft', 'layeredness_stft', 'palette_reference',
-           'palette']
+           'palette', 'palette_stages']
 
 # %% ../nbs/06_anchors.ipynb #imports
+import math
+from functools import partial
+
 import numpy as np
 import torch
 from scipy.signal import ShortTimeFFT, get_window, sosfilt
 
 from .audio import PaletteError
-from .filters import bandpass_sos, fft_filter, peaking, peaking_sos, per_item, spectral_tilt, tilt_gain_db, tilt_reference
-from .loudness import integrated_loudness, loudness_reference
+from .filters import (Convolver, as_double, bandpass_sos, centred_response, fft_filter, frequency_response, impulse_response, minimum_phase, peaking, peaking_sos,
+                                    per_item, spectral_tilt, tilt_gain_db, tilt_reference)
+from .loudness import Leveller, integrated_loudness, loudness_reference
 
 # %% ../nbs/06_anchors.ipynb #normalise-style
 STYLES = ("fullness", "warmth", "layeredness")
@@ -96,14 +100,14 @@ def warmth(x, sample_rate, strength=1.0):
 # %% ../nbs/06_anchors.ipynb #layeredness-reference
 TARGET_LUFS, SLOPE_DB, PIVOT_HZ = -14.0, -1.5, 1000.0
 
-def layeredness_reference(x, sample_rate, strength=1.0):
-    "Layeredness of NumPy samples `(channels, time)` (paper, algorithm 3), float64."
+def layeredness_reference(x, sample_rate, strength=1.0, causal=False):
+    "Layeredness of NumPy samples `(channels, time)` (paper, algorithm 3), float64; `causal` with a tilt of least delay in place of zero phase."
     x = np.asarray(x, np.float64)
     if strength == 0:
         return x
     loudness = loudness_reference(x, sample_rate)
     gain_db = strength * (TARGET_LUFS - loudness) if loudness >= -70 else 0.0
-    return tilt_reference(x * 10 ** (gain_db / 20), sample_rate, SLOPE_DB * strength, PIVOT_HZ)
+    return tilt_reference(x * 10 ** (gain_db / 20), sample_rate, SLOPE_DB * strength, PIVOT_HZ, causal)
 
 # %% ../nbs/06_anchors.ipynb #loudness-gain
 def _loudness_gain(x, sample_rate, strength):
@@ -112,10 +116,10 @@ def _loudness_gain(x, sample_rate, strength):
     gain_db = torch.where(loudness >= -70, TARGET_LUFS - loudness, 0.0)
     return 10 ** (strength * gain_db.reshape(-1, 1, 1) / 20)
 
-def layeredness(x, sample_rate, strength=1.0):
-    "Layeredness of `x` `(batch, channels, time)`; `strength` 0 to 1, a number or `(batch,)` (paper, algorithm 3)."
+def layeredness(x, sample_rate, strength=1.0, causal=False):
+    "Layeredness of `x` `(batch, channels, time)`; `strength` 0 to 1, a number or `(batch,)` (paper, algorithm 3); `causal` as in `layeredness_reference`."
     m = per_item(strength, x)
-    y = spectral_tilt(x * _loudness_gain(x, sample_rate, m), sample_rate, SLOPE_DB * m, PIVOT_HZ)
+    y = spectral_tilt(x * _loudness_gain(x, sample_rate, m), sample_rate, SLOPE_DB * m, PIVOT_HZ, causal)
     return _unless_zero(m, x, y)
 
 # %% ../nbs/06_anchors.ipynb #stft-parameters
@@ -215,6 +219,7 @@ def layeredness_stft(x, sample_rate, strength=1.0):
 
 # %% ../nbs/06_anchors.ipynb #palette-reference
 REFERENCE_STAGES = {"exact": (fullness_reference, warmth_reference, layeredness_reference),
+                    "causal": (fullness_reference, warmth_reference, partial(layeredness_reference, causal=True)),
                     "stft": (fullness_stft_reference, warmth_stft_reference, layeredness_stft_reference)}
 
 def palette_reference(x, sample_rate, weights, amount=1.0, variant="exact"):
@@ -234,15 +239,15 @@ def _stages(table, variant):
     return table[variant]
 
 # %% ../nbs/06_anchors.ipynb #palette
-STAGES = {"exact": (fullness, warmth, layeredness), "stft": (fullness_stft, warmth_stft, layeredness_stft)}
+STAGES = {"exact": (fullness, warmth, layeredness), "causal": (fullness, warmth, partial(layeredness, causal=True)), "stft": (fullness_stft, warmth_stft, layeredness_stft)}
 
 def palette(x, sample_rate, weights, amount=1.0, variant="exact"):
     """The exact blend of the style anchors: fullness, warmth and layeredness in series, each at `amount` times its weight.
 
     `x` is `(batch, channels, time)` at `sample_rate` Hz; `weights` `(3,)` or `(batch, 3)`, normalised
     to sum to one; `amount` 0 to 1, a number or `(batch,)`. Amount 0 is the input bit for bit; a
-    corner at amount 1 is that anchor. `variant` is `exact` (paper, appendix A.2) or `stft`
-    (section 3.3.1). Same shape, dtype and device as `x`, differentiable in `x`; at amount 0 it is `x` itself.
+    corner at amount 1 is that anchor. `variant` is `exact` (paper, appendix A.2), `causal`
+    (the same with a tilt of least delay, for live use; ours) or `stft` (section 3.3.1). Same shape, dtype and device as `x`, differentiable in `x`; at amount 0 it is `x` itself.
 
     Raises `PaletteError` for weights or an amount out of range, or an unknown variant.
     """
@@ -256,3 +261,33 @@ def palette(x, sample_rate, weights, amount=1.0, variant="exact"):
             rows = torch.tensor(used, device=x.device)
             x = x.index_copy(0, rows, stage(x[rows], sample_rate, torch.tensor(strength[used])))
     return x
+
+# %% ../nbs/06_anchors.ipynb #palette-stages
+TILT_S = 0.25  # how far the zero-phase tilt reaches, before and after; the causal one is as long as both
+
+def palette_stages(sample_rate, weights, amount=1.0, causal=False):
+    """The blend as stages for a signal in blocks `(channels, frames)`: functions that remember, some with a `latency` in frames.
+
+    Arguments and errors as of `palette`. One that `listens` is a `loudness.Leveller`.
+    """
+    s, a, m = stage_strengths(weights, amount)
+    grid, longest = 2 ** math.ceil(math.log2(2 * sample_rate)), sample_rate // 2
+    fir = lambda sos: impulse_response(frequency_response(as_double(sos), grid), longest)
+    stages = []
+    if s:
+        bend = lambda x: torch.lerp(x, torch.tanh(x + 0.3 * torch.tanh(0.2 * x)), s)
+        stages += [Convolver(fir(peaking_sos(sample_rate, PEAK_HZ, PEAK_DB * s, PEAK_Q))), bend]
+    if a:
+        band = Convolver(fir(bandpass_sos(sample_rate, *BAND_HZ)))
+
+        def warm(x):
+            "The difference that saturation makes to the band."
+            middle = band(x)
+            return x + a * (torch.tanh(DRIVE * middle) - middle)
+        stages.append(warm)
+    if m:
+        gain = 10 ** (as_double(tilt_gain_db(np.arange(grid // 2 + 1) * sample_rate / grid, SLOPE_DB * m, PIVOT_HZ)) / 20)
+        reach = round(TILT_S * sample_rate)
+        tilt = Convolver(impulse_response(minimum_phase(gain), 2 * reach)) if causal else Convolver(centred_response(gain, reach), reach)
+        stages += [Leveller(lambda lufs: m * (TARGET_LUFS - lufs) if lufs >= -70 else 0.0, sample_rate), tilt]
+    return stages

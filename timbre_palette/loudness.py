@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['K_DESIGNS', 'LAYOUTS', 'BLOCK_S', 'OFFSET_DB', 'k_weighting_sos', 'channel_weights', 'loudness_reference',
-           'integrated_loudness', 'running_loudness', 'true_peak_db', 'peak_envelope', 'measure']
+           'integrated_loudness', 'running_loudness', 'LoudnessMeter', 'Leveller', 'true_peak_db', 'PeakMeter',
+           'peak_envelope', 'measure']
 
 # %% ../nbs/04_loudness.ipynb #imports
 import warnings
@@ -14,8 +15,8 @@ import pyloudnorm
 import torch
 from scipy.signal import sosfilt
 
-from .audio import PaletteError
-from .filters import USABLE, as_double, fft_filter
+from .audio import PaletteError, db_to_gain
+from .filters import USABLE, Convolver, as_double, fft_filter, frequency_response, impulse_response
 
 # %% ../nbs/04_loudness.ipynb #k-weighting-sos
 def _cookbook_k(sample_rate):
@@ -115,6 +116,16 @@ def _lufs(power):
     "Mean square to loudness; nothing is minus infinity."
     return OFFSET_DB + 10 * torch.log10(power)
 
+def _gated(power):
+    "Loudness `(batch,)` of the blocks `(batch, blocks)` that pass both gates; differentiable in those."
+    def mean_where(mask):
+        "Mean power over the blocks of a mask, zero (without a gradient) if there are none."
+        return torch.where(mask, power, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
+
+    level = _lufs(power).detach()
+    relative = _lufs(mean_where(level >= -70)).detach()[:, None] - 10
+    return _lufs(mean_where((level > relative) & (level > -70)))
+
 def _like(x, value):
     "A float64 result with the dtype and on the device of `x`."
     return value.to(x.dtype).to(x.device)
@@ -126,18 +137,7 @@ def integrated_loudness(x, sample_rate, design="pyloudnorm"):
     is minus infinity. `design` chooses the weighting (see `k_weighting_sos`).
     """
     power = _block_power(x, sample_rate, BLOCK_S, 0.25, design)
-
-    def mean_where(mask):
-        "Mean power over the blocks of a mask, zero (without a gradient) if there are none."
-        return torch.where(mask, power, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
-
-    level = _lufs(power).detach()
-    if x.shape[-1] < BLOCK_S * sample_rate:  # one block, no gate
-        counted = power > 0
-    else:
-        relative = _lufs(mean_where(level >= -70)).detach()[:, None] - 10
-        counted = (level > relative) & (level > -70)
-    return _like(x, _lufs(mean_where(counted)))
+    return _like(x, _gated(power) if x.shape[-1] >= BLOCK_S * sample_rate else _lufs(torch.where(power > 0, power, 0.0)[:, 0]))
 
 # %% ../nbs/04_loudness.ipynb #running-loudness
 def running_loudness(x, sample_rate, window_s=3.0, hop_s=0.1, design="pyloudnorm"):
@@ -146,6 +146,76 @@ def running_loudness(x, sample_rate, window_s=3.0, hop_s=0.1, design="pyloudnorm
     `window_s` 0.4 is momentary, 3.0 short-term loudness (EBU Tech 3341). A shorter clip gives one reading of all of it.
     """
     return _like(x, _lufs(_block_power(x, sample_rate, window_s, hop_s / window_s, design, whole=True)))
+
+# %% ../nbs/04_loudness.ipynb #meter
+class LoudnessMeter:
+    """Integrated loudness of a signal that arrives in blocks: `push(x)` takes `(channels, frames)`, `read()` gives LUFS.
+
+    `read` at the end equals `integrated_loudness` of the whole.
+    """
+    def __init__(self, sample_rate, design="pyloudnorm"):
+        response = frequency_response(as_double(k_weighting_sos(sample_rate, design)), 2 * sample_rate)
+        self.sample_rate, self.frames = sample_rate, 0
+        self._weigh = Convolver(impulse_response(response, sample_rate))
+        self._energy, self._open, self._border = [], 0.0, 1  # of the tenths that are full, of the one that is not, and which that is
+
+    def _end(self, tenth):
+        "The frame at which a tenth of a second ends, as blocks are bordered."
+        return int(BLOCK_S * (tenth * 0.25) * self.sample_rate)
+
+    def push(self, x):
+        "Listen to the next block."
+        weights = torch.as_tensor(channel_weights(x.shape[0]), dtype=x.dtype, device=x.device)
+        energy = as_double(weights @ self._weigh(x).square()).cpu().numpy()
+        start, self.frames = self.frames, self.frames + len(energy)
+        borders = []
+        while self._end(self._border) <= self.frames:
+            borders.append(self._end(self._border) - start)
+            self._border += 1
+        parts = [part.sum() for part in np.split(energy, borders)]
+        parts[0] += self._open
+        self._energy += parts[:-1]
+        self._open = parts[-1]
+
+    def read(self):
+        "The integrated loudness so far, in LUFS; minus infinity for silence, or nothing above −70 LUFS."
+        tenths = np.array([*self._energy, self._open, 0.0, 0.0, 0.0])
+        if self.frames < BLOCK_S * self.sample_rate:
+            return _lufs(torch.tensor(tenths.sum() / max(1, self.frames))).item()
+        count = len(_block_borders(self.frames, self.sample_rate)[0])
+        blocks = np.convolve(tenths, np.ones(4), "valid")[:count] / (BLOCK_S * self.sample_rate)
+        return _gated(torch.tensor(blocks)[None]).item()
+
+# %% ../nbs/04_loudness.ipynb #leveller
+class Leveller:
+    """A gain for a signal that arrives in blocks, `(channels, frames)`: `gain_db(lufs)` says how many dB for a loudness.
+
+    `hold(lufs)` fixes the loudness; until then it is the running one.
+    """
+    latency, listens = 0, True
+
+    def __init__(self, gain_db, sample_rate):
+        self.gain_db, self.sample_rate = gain_db, sample_rate
+        self._held, self._meter, self._from, self._to, self._start, self._end = None, LoudnessMeter(sample_rate), 0.0, 0.0, 0, int(0.1 * sample_rate)
+
+    def hold(self, lufs):
+        "From here on, the loudness is this."
+        self._held = db_to_gain(self.gain_db(lufs))
+
+    def __call__(self, x):
+        if self._held is not None:
+            return x * self._held
+        pieces = []
+        while x.shape[-1]:
+            now = self._meter.frames
+            piece, x = x.tensor_split([self._end - now], -1)
+            self._meter.push(piece)
+            place = (now - self._start + torch.arange(piece.shape[-1], device=piece.device)) / (self._end - self._start)
+            pieces.append(piece * db_to_gain(self._from + place * (self._to - self._from)))
+            if self._meter.frames == self._end:
+                self._from, self._to, self._start = self._to, self.gain_db(self._meter.read()), self._end
+                self._end = int(0.1 * self.sample_rate * round(self._end / (0.1 * self.sample_rate) + 1))
+        return torch.cat(pieces, -1)
 
 # %% ../nbs/04_loudness.ipynb #true-peak
 def _interpolator(oversample, reach=32):
@@ -173,6 +243,32 @@ def true_peak_db(x, oversample=8):
         low, high = torch.aminmax(points.flatten(1), dim=1)
         peak = torch.maximum(peak, torch.maximum(-low, high))
     return 20 * torch.log10(peak.reshape(x.shape[:2]).amax(-1))
+
+# %% ../nbs/04_loudness.ipynb #peak-meter
+class PeakMeter:
+    "True peak of a signal that arrives in blocks: `push(x)` takes `(channels, frames)`, `read()` gives dBTP so far, of the whole after `end()`."
+    def __init__(self):
+        self._past, self._highest, self._reach = None, 0.0, 32
+
+    def push(self, x):
+        "Listen to the next block."
+        past = x.new_zeros(x.shape[0], self._reach - 1) if self._past is None else self._past
+        heard = torch.cat([past, x], -1)
+        self._past = heard[:, -(2 * self._reach - 1):].clone()
+        self._highest = max(self._highest, x.abs().max().item() if x.numel() else 0.0)
+        if heard.shape[-1] >= 2 * self._reach:
+            known = slice(self._reach - 1, heard.shape[-1] - self._reach)
+            points = torch.cat(list(_between(heard)), 1)[:, known]
+            self._highest = max(self._highest, points.abs().max().item())
+
+    def end(self):
+        "Nothing follows."
+        if self._past is not None:
+            self.push(self._past.new_zeros(len(self._past), self._reach))
+
+    def read(self):
+        "The highest level so far, in dBTP."
+        return 20 * np.log10(self._highest) if self._highest else -np.inf
 
 # %% ../nbs/04_loudness.ipynb #peak-envelope
 def peak_envelope(x, oversample=8):

@@ -24,7 +24,7 @@ OPTIMISERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 CHOICES = {"loss": LOSSES, "precision": PRECISIONS, "draw": DRAWS, "optimiser": OPTIMISERS, "split": SPLITTINGS}
 COUNTS = ("steps", "batch", "accumulate", "patience", "validate_every", "validation_batches")
 HIGHEST = {"steps": 10 ** 9, "batch": 2 ** 16, "accumulate": 2 ** 16, "patience": 10 ** 6, "validate_every": 10 ** 9, "validation_batches": 10 ** 4, "seed": 2 ** 31}
-RANGES = {"seconds": (0.01, 600.0), "learning_rate": (0.0, 1000.0), "weight_decay": (0.0, 1000.0), "gain_db": (0.0, 120.0), "clip": (0.0, 1e9), "ema": (0.0, 0.999999)}
+RANGES = {"seconds": (0.01, 600.0), "learning_rate": (0.0, 1000.0), "weight_decay": (0.0, 1000.0), "beta2": (0.0, 0.999999), "gain_db": (0.0, 120.0), "clip": (0.0, 1e9), "ema": (0.0, 0.999999)}
 OPTIONAL = ("clip", "ema")
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Recipe:
     optimiser: str = "AdamW"  # a key of OPTIMISERS
     learning_rate: float = 2e-4  # the highest of the cycle
     weight_decay: float = 0.0
+    beta2: float = 0.999  # how long the optimiser remembers the size of gradients, which grows as an error in decibels falls
     clip: float | None = None  # norm of the gradient
     ema: float | None = None  # decay of an average of the weights, which is then what is validated and kept
     patience: int = 10  # steps in a row without a finite loss and gradient, after which the run stops
@@ -89,6 +90,8 @@ _PAPER = {"precision": "bfloat16", "draw": "corners", "steps": 950, "weight_deca
 RECIPES = {
     "graybox": Recipe("GrayBox", loss="relative", steps=3000, batch=12, seconds=1.0, sample_rates=(44100, 48000), gain_db=6.0,
                       optimiser="Adam", learning_rate=1e-2, clip=1.0, validate_every=100, validation_batches=8),
+    "blackbox": Recipe("BlackBox", loss="error", steps=3000, batch=16, seconds=1.0, sample_rates=(44100, 48000), gain_db=6.0,
+                       optimiser="Adam", learning_rate=5e-4, beta2=0.99, clip=10.0, validate_every=250, validation_batches=6),
     "waveunet-v2": Recipe("ConditionalWaveUNet", {"version": "v2"}, **{**_PAPER, "steps": 2200, "learning_rate": 1e-3, "clip": 1.0}),
     "paper-v2": Recipe("ConditionalWaveUNet", {"version": "v2"}, **_PAPER),
     "paper-v1": Recipe("ConditionalWaveUNet", {"version": "v1"}, **_PAPER),

@@ -461,7 +461,7 @@ def train_palette(recipe, data, folder, device="auto", report=None, progress=Non
     if not any(batch.x.any() for batch in validation):
         raise PaletteError("the songs held out for validation are silent; add others")
     groups = model.parameter_groups(recipe.learning_rate) if hasattr(model, "parameter_groups") else model.parameters()
-    optimiser = OPTIMISERS[recipe.optimiser](groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimiser = OPTIMISERS[recipe.optimiser](groups, lr=recipe.learning_rate, betas=(0.9, recipe.beta2), weight_decay=recipe.weight_decay)
     highest = [group["lr"] for group in optimiser.param_groups]
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, highest, total_steps=recipe.steps)
     described = {**card, "recipe": asdict(recipe), "data": {name: describe_tracks(splits[name]) for name in ("train", "val")}, "overlap": describe_overlap(splits),
