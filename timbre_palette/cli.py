@@ -192,7 +192,7 @@ def _each(jobs, work, describe, as_json, team=_Alone()):
     return 2 if failures else 0
 
 # %% ../nbs/44_cli.ipynb #run-enhance
-STAGES = {"reading": (0, 20), "measuring": (20, 35), "enhancing": (35, 75), "limiting": (70, 75), "writing": (75, 100)}  # percent
+STAGES = {"reading": (0, 40), "enhancing": (40, 80), "limiting": (80, 85), "writing": (85, 100)}  # percent
 
 def run_enhance(options):
     "`timbre-palette enhance`."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'DEVICES', 'BIT_DEPTHS', 'CLOSEST', 'CEILING_DBTP', 'CLIPS', 'TOO_LONG', 'SUFFIXES', 'find_model',
-           'model_label', 'find_device', 'enhance', 'choose_subtype', 'headroom_gain_db', 'check_settings',
-           'check_apart', 'enhance_file', 'plan_outputs', 'inspect_file']
+           'find_stages', 'model_label', 'find_device', 'enhance', 'choose_subtype', 'headroom_gain_db',
+           'check_settings', 'check_apart', 'enhance_file', 'plan_outputs', 'inspect_file']
 
 # %% ../nbs/26_enhance.ipynb #imports
 import glob
@@ -13,27 +13,38 @@ import math
 import os
 import sys
 import time
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .anchors import palette, stage_strengths
-from .audio import AV_SUFFIXES, CONTAINERS, PCM_BITS, PaletteError, check_output, db_to_gain, enough_memory, read_audio, write_audio
+from .anchors import palette, palette_stages, stage_strengths
+from .audio import AV_SUFFIXES, CONTAINERS, PCM_BITS, PaletteError, audio_writer, check_output, db_to_gain, enough_memory, gain_to_db, open_audio, read_audio
 from .blend import parse_style, style_name
 from .checkpoint import Pretrained
-from .loudness import measure
-from .mastering import MARGIN_DB, dither, level_report, limit
+from .loudness import LoudnessMeter, PeakMeter
+from .mastering import MARGIN_DB, dither, level_report
 from .metrics import describe_spectrum
+from .streaming import limit_long, measure_long, render_long
 
 # %% ../nbs/26_enhance.ipynb #models
-MODELS = {"graybox": "gray-box", "waveunet-v2": "TimbrePalette (paper)", "dsp": "exact palette"}
+MODELS = {"graybox": "gray-box", "blackbox": "black-box", "waveunet-v2": "TimbrePalette (paper)", "dsp": "exact palette"}
 
 @lru_cache
 def _shipped_model(name):
     "A shipped model, read once."
     return Pretrained.from_pretrained(name)
+
+def _find(name):
+    "The model of that name, or a `PaletteError`."
+    if name not in MODELS and not Path(name).is_dir() and "/" not in str(name):
+        raise PaletteError(f"unknown model {name!r}; use {', '.join(MODELS)}, or a folder with weights")
+    model = _shipped_model(name) if name in MODELS else Pretrained.from_pretrained(name)
+    if not hasattr(model, "render"):
+        raise PaletteError(f"{name}: holds a {type(model).__name__}, which does not render styles")
+    return model
 
 def find_model(name):
     """The rendering function of a model, with the signature of `palette`: a key of `MODELS`, a folder with weights, or `owner/name` on the Hub.
@@ -42,17 +53,17 @@ def find_model(name):
     """
     if name == "dsp":
         return palette
-    if name not in MODELS and not Path(name).is_dir() and "/" not in str(name):
-        raise PaletteError(f"unknown model {name!r}; use {', '.join(MODELS)}, or a folder with weights")
-    model = _shipped_model(name) if name in MODELS else Pretrained.from_pretrained(name)
-    if not hasattr(model, "render"):
-        raise PaletteError(f"{name}: holds a {type(model).__name__}, which does not render styles")
+    model = _find(name)
 
     def render(x, *settings):
         "The model, where its input is."
         return model.to(x.device).render(x, *settings)
 
     return render
+
+def find_stages(name, device="cpu"):
+    "The stages function of a model, with the signature of `palette_stages`; names and errors as of `find_model`."
+    return palette_stages if name == "dsp" else _find(name).to(device).stages
 
 def model_label(name):
     "What a model is called in tables and reports."
@@ -78,12 +89,14 @@ def enhance(samples, sample_rate, style="s80_a10_m10", amount=1.0, model="graybo
     `find_model`, `device` a torch device. Nothing is clipped; silence stays silence. Raises `PaletteError` for a style,
     amount, model or device that does not exist.
     """
-    render, weights = find_model(model), parse_style(style)
-    x = torch.tensor(np.asarray(samples, np.float32)[None], device=find_device(device))
-    if not x.any():  # a network may have an opinion on silence
-        return np.zeros(x.shape[1:], np.float32)
-    with torch.inference_mode():
-        return render(x, sample_rate, weights, amount)[0].cpu().numpy()
+    device = find_device(device)
+    stages = find_stages(model, device)(sample_rate, parse_style(style), amount)
+    x = torch.tensor(np.asarray(samples, np.float32))
+    if not x.shape[1]:
+        return x.numpy()
+    blocks = (block.to(device) for block in x.split(1 << 16, -1))
+    with render_long(stages, blocks, sample_rate, len(x), in_memory=0) as spool:  # nothing is laid down on disk
+        return torch.cat(list(spool.blocks()), -1).numpy()
 
 # %% ../nbs/26_enhance.ipynb #choose-subtype
 BIT_DEPTHS = {"16": "PCM_16", "24": "PCM_24", "32": "PCM_32", "float": "FLOAT"}
@@ -176,38 +189,55 @@ def enhance_file(source, destination, style="s80_a10_m10", amount=1.0, model="gr
     if not overwrite:
         check_apart(source, destination)
 
-    with enough_memory(TOO_LONG.format(source)):
-        recording = read_audio(source, progress=lambda done, total: progress("reading", done / total))
-        rate, notes = recording.sample_rate, list(recording.warnings)
-        subtype = choose_subtype(check_output(destination, recording.channels, rate), bits, recording.subtype)
+    with enough_memory(TOO_LONG.format(source)), open_audio(source) as reader:
+        rate, channels, seen = reader.sample_rate, reader.channels, 0
+        subtype = choose_subtype(check_output(destination, channels, rate), bits, reader.subtype)
+        loudness, peak = LoudnessMeter(rate), PeakMeter()
 
-        progress("measuring", 0.0)
-        loudness, peak = measure(recording.samples, rate)
-        if peak == -math.inf:
-            notes.append("is silence, and stays silence")
+        def blocks():
+            "The file, measured as it goes by."
+            for block in reader.blocks():
+                block = torch.from_numpy(np.ascontiguousarray(block))
+                loudness.push(block)
+                peak.push(block)
+                yield block.to(find_device(device))
+            peak.end()
 
-        progress("enhancing", 0.0)
-        result = enhance(recording.samples, rate, weights, amount, model, device)
-        loudness_after, peak_after = measure(result, rate)
-        gain_db, limited_db = headroom_gain_db(peak_after, subtype, clip, ceiling_dbtp), 0.0
-        if gain_db:
-            result = result * np.float32(db_to_gain(gain_db))
-        if clip == "limit" and peak_after > ceiling_dbtp:
-            progress("limiting", 0.0)
-            result = limit(torch.from_numpy(result)[None], rate, ceiling_dbtp)[0].numpy()
-            limited_db = peak_after
-            loudness_after, peak_after = measure(result, rate)
-            limited_db -= peak_after
-        if dithered and PCM_BITS.get(subtype, 32) <= 24:
-            result = dither(result, PCM_BITS[subtype])
-        elif dithered:
-            notes.append(f"is not dithered: {subtype} is not rounded to 16 or 24 bits")
+        def report(number, passes, frames):
+            "Where the work is."
+            total = loudness.frames if number else max(reader.frames or 0, loudness.frames)
+            progress("enhancing" if number else "reading", (number - 1 + frames / total) / (passes - 1) if number else frames / total)
 
-        write_audio(destination, result, rate, subtype, recording.tags, lambda done, total: progress("writing", done / total))
+        stages = find_stages(model, find_device(device))(rate, weights, amount)
+        made = LoudnessMeter(rate), PeakMeter()
+        result = render_long(stages, blocks(), rate, channels, destination.parent, meters=made, progress=report)
+        with ExitStack() as stack:
+            stack.enter_context(result)
+            made[1].end()
+            loudness_after, peak_after = made[0].read(gain_to_db(result.gain)), made[1].read() + gain_to_db(result.gain)
+            notes = list(reader.warnings)
+            if peak.read() == -math.inf:
+                notes.append("is silence, and stays silence")
+            gain_db, limited_db = headroom_gain_db(peak_after, subtype, clip, ceiling_dbtp), 0.0
+            if clip == "limit" and peak_after > ceiling_dbtp:
+                progress("limiting", 0.0)
+                limited_db, result = peak_after, stack.enter_context(limit_long(result, rate, ceiling_dbtp, destination.parent))
+                loudness_after, peak_after = measure_long(result.blocks(), rate)
+                limited_db -= peak_after
+            dithering = dithered and PCM_BITS.get(subtype, 32) <= 24
+            if dithered and not dithering:
+                notes.append(f"is not dithered: {subtype} is not rounded to 16 or 24 bits")
+
+            with audio_writer(destination, channels, rate, result.frames, subtype, reader.tags) as write:
+                for number, block in enumerate(result.blocks()):
+                    samples = (block * db_to_gain(gain_db)).numpy() if gain_db else block.numpy()
+                    write(dither(samples, PCM_BITS[subtype], [0, number], result.sounding) if dithering else samples)
+                    seen += block.shape[1]
+                    progress("writing", seen / result.frames)
         return {"input": str(source), "output": str(destination), "style": style_name(weights), "weights": weights.round(6).tolist(),
-                "amount": float(amount), "model": model, "sample_rate": rate, "channels": recording.channels,
-                "frames": recording.frames, "seconds": round(recording.seconds, 3), "format": subtype,
-                "input_lufs": _finite(loudness), "input_dbtp": _finite(peak), "output_lufs": _finite(loudness_after + gain_db),
+                "amount": float(amount), "model": model, "sample_rate": rate, "channels": channels,
+                "frames": seen, "seconds": round(seen / rate, 3), "format": subtype,
+                "input_lufs": _finite(loudness.read()), "input_dbtp": _finite(peak.read()), "output_lufs": _finite(loudness_after + gain_db),
                 "output_dbtp": _finite(peak_after + gain_db), "gain_db": round(gain_db, 3), "limited_db": round(limited_db, 3), "warnings": notes,
                 "elapsed_s": round(time.perf_counter() - started, 3), "peak_memory_mb": _peak_memory_mb()}
 

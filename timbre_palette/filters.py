@@ -259,7 +259,7 @@ def centred_response(response, reach):
     return torch.cat([taps[..., taps.shape[-1] - reach:], taps[..., :reach + 1]], -1)
 
 # %% ../nbs/02_filters.ipynb #convolver
-PIECE = 1 << 16  # frames of an FFT
+PIECE = 1 << 16  # frames of an FFT, at most, unless the taps ask for more
 
 class Convolver:
     """Filters a signal that arrives in blocks: `convolver(x)` takes `(..., frames)`, returns as many frames, and goes on where the block before ended.
@@ -279,7 +279,8 @@ class Convolver:
         if frames < 32:
             products = (heard.unfold(-1, reach + 1, 1) @ taps.flip(-1)[..., None])[..., 0]
             return products.sum(-2) if self.join else products
-        pieces = math.ceil(frames / (max(PIECE, 4 * reach) - reach))
+        longest = max(min(PIECE, 8 * reach), 2 * reach, 8192)
+        pieces = math.ceil(frames / (longest - reach))
         hop = math.ceil(frames / pieces)
         n_fft = next_fast_len(hop + reach, real=True)
         if self._spectrum[0] != n_fft:

@@ -36,11 +36,15 @@ def peak_response(n_fft, sample_rate, centre_hz, q, gain_db):
     real, imaginary = (1 - axis * axis).expand(*root.shape[:-1], -1), axis / q[:, None]
     return torch.complex(real, imaginary * root) / torch.complex(real, imaginary / root)
 
+def _edge(axis, q, kind):
+    "A second-order edge at points of its prototype's axis `(n, points)`."
+    passed = -axis * axis if kind == "high" else torch.ones_like(axis)
+    return passed / torch.complex(1 - axis * axis, axis / q[:, None])
+
 def edge_response(n_fft, sample_rate, cutoff_hz, q, kind):
     "Responses `(n, bins)` of second-order `high`-pass or `low`-pass filters at `cutoff_hz` `(n,)` with `q` `(n,)`."
     axis, fits = prototype_axis(n_fft, sample_rate, cutoff_hz)
-    passed = -axis * axis if kind == "high" else torch.ones_like(axis)
-    return torch.where(fits, passed / torch.complex(1 - axis * axis, axis / q[:, None]), 1.0)
+    return torch.where(fits, _edge(axis, q, kind), 1.0)
 
 # %% ../nbs/16_graybox.ipynb #filter
 BLOCK = 1 << 20  # frames
@@ -136,8 +140,15 @@ class BandWaveshaper(Waveshaper):
 
     def band(self, n_fft, sample_rate):
         "The response of the band `(bins,)`."
-        return (edge_response(n_fft, sample_rate, 2 ** self.low_octave, self.low_log_q.exp(), "high").prod(0)
-                * edge_response(n_fft, sample_rate, 2 ** self.high_octave, self.high_log_q.exp(), "low").prod(0))
+        edges = ((2 ** self.low_octave, self.low_log_q.exp(), "high"), (2 ** self.high_octave, self.high_log_q.exp(), "low"))
+        middle_hz = 2 ** ((self.low_octave.mean() + self.high_octave.mean()) / 2)
+        response = 1.0
+        for cutoff_hz, q, kind in edges:
+            fits = cutoff_hz < USABLE * sample_rate
+            axis = torch.tan(math.pi / sample_rate * torch.stack([middle_hz.expand_as(cutoff_hz), cutoff_hz]).clamp(max=USABLE * sample_rate))
+            gain = torch.where(fits, _edge((axis[0] / axis[1])[:, None], q, kind)[:, 0].abs(), 1.0)
+            response = response * edge_response(n_fft, sample_rate, cutoff_hz, q, kind).prod(0) / gain.prod()
+        return response
 
     def stage(self, sample_rate, controls, causal):
         band = Convolver(_finite(copy.deepcopy(self).double().band(_grid(sample_rate), sample_rate), sample_rate))
