@@ -165,6 +165,8 @@ class LoudnessMeter:
 
     def push(self, x):
         "Listen to the next block."
+        if not x.shape[-1]:
+            return
         weights = torch.as_tensor(channel_weights(x.shape[0]), dtype=x.dtype, device=x.device)
         energy = as_double(weights @ self._weigh(x).square()).cpu().numpy()
         start, self.frames = self.frames, self.frames + len(energy)
