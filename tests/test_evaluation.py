@@ -77,7 +77,7 @@ def test_weights_of_ones_own(folder, tmp_path, capsys):
 
 
 def test_every_model_is_offered_by_name():
-    assert list(enhance.MODELS) == ["graybox", "waveunet-v2", "dsp"] and enhance.model_label("graybox") == "gray-box"
+    assert list(enhance.MODELS) == ["graybox", "blackbox", "waveunet-v2", "dsp"] and enhance.model_label("graybox") == "gray-box"
 
 
 def test_songs_that_cannot_be_scored_are_left_out(folder, capsys):

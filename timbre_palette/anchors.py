@@ -263,7 +263,7 @@ def palette(x, sample_rate, weights, amount=1.0, variant="exact"):
     return x
 
 # %% ../nbs/06_anchors.ipynb #palette-stages
-TILT_S = 0.25  # how far the zero-phase tilt reaches, before and after; the causal one is as long as both
+TILT_S = 0.5  # how far the zero-phase tilt reaches, before and after; the causal one is as long as both
 
 def palette_stages(sample_rate, weights, amount=1.0, causal=False):
     """The blend as stages for a signal in blocks `(channels, frames)`: functions that remember, some with a `latency` in frames.

@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import sys
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import timbre_palette
@@ -28,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
 STYLE_HELP = ("fullness, warmth, layeredness; percentages such as s80_a10_m10 (static EQ = fullness, adaptive EQ = warmth, "
               "mastering = layeredness); or fullness=0.5,warmth=0.5 (default: %(default)s)")
 
-MODEL_HELP = ("graybox: learned from the exact palette; waveunet-v2: TimbrePalette (paper); dsp: the exact palette; "
+MODEL_HELP = ("graybox: learned from the exact palette; blackbox: the same from convolutions alone; waveunet-v2: TimbrePalette (paper); dsp: the exact palette; "
               "or a folder with weights of your own (default: %(default)s)")
 
 DATA_HELP = ("folders of songs, MUSDB18-HQ or DSD100, or musdb18hq and dsd100 where MUSDB_PATH and DSD_PATH are set; "
@@ -59,6 +59,8 @@ def make_parser():
     enhance.add_argument("--format", metavar="SUFFIX", help="for several inputs: wav, flac, ogg, mp3 or aiff (default: as each input)")
     enhance.add_argument("--device", default="cpu", help="a torch device (default: %(default)s)")
     enhance.add_argument("--overwrite", action="store_true", help="allow the output to be the input itself")
+    enhance.add_argument("--resume", action="store_true", help="leave alone the results that are there already and newer than their song")
+    enhance.add_argument("--workers", type=int, default=1, metavar="N", help="songs enhanced at a time, each by a process of its own (default: %(default)s)")
     enhance.add_argument("--json", action="store_true", help="print a JSON report instead of text")
     enhance.set_defaults(run=run_enhance)
 
@@ -69,7 +71,7 @@ def make_parser():
 
     train = commands.add_parser("train", help="train a model on songs", epilog="example: timbre-palette train graybox --data songs/ -o runs/graybox --set steps=500",
                                 description="The same command again goes on where a run was stopped. Behind 'accelerate launch' it trains on several GPUs or machines.")
-    train.add_argument("recipe", help="graybox, waveunet-v2, paper-v1, paper-v2; a YAML file; or the card.json of any weights, to make them again")
+    train.add_argument("recipe", help="graybox, blackbox, waveunet-v2, paper-v1, paper-v2; a YAML file; or the card.json of any weights, to make them again")
     train.add_argument("-d", "--data", nargs="+", action="extend", required=True, metavar="PLACE", help=DATA_HELP)
     train.add_argument("-o", "--out", metavar="FOLDER", help="where the run is kept; the weights are in its folder best")
     train.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="settings of the recipe to change, such as steps=500 seed=1")
@@ -80,8 +82,8 @@ def make_parser():
     evaluate = commands.add_parser("evaluate", help="score models on a folder of songs, against the exact palette",
                                    epilog="example: timbre-palette evaluate songs/test --layout markdown")
     evaluate.add_argument("data", metavar="FOLDER", help="songs, or a folder with a folder test")
-    evaluate.add_argument("-m", "--models", nargs="+", default=["graybox", "waveunet-v2"], metavar="MODEL",
-                          help="as for enhance (default: graybox waveunet-v2); identity and oracle are always there")
+    evaluate.add_argument("-m", "--models", nargs="+", default=["graybox", "blackbox", "waveunet-v2"], metavar="MODEL",
+                          help="as for enhance (default: graybox blackbox waveunet-v2); identity and oracle are always there")
     evaluate.add_argument("--seconds", type=float, default=10.0, help="how much of each song, from its start (default: %(default)s)")
     evaluate.add_argument("--blends", type=int, default=0, metavar="N", help="N random styles at random amounts instead of the three corners")
     evaluate.add_argument("--seed", type=int, default=0, help="for --blends (default: %(default)s)")
@@ -194,6 +196,64 @@ def _each(jobs, work, describe, as_json, team=_Alone()):
 # %% ../nbs/44_cli.ipynb #run-enhance
 STAGES = {"reading": (0, 40), "enhancing": (40, 80), "limiting": (80, 85), "writing": (85, 100)}  # percent
 
+def _unfinished(plan):
+    "The part of a plan whose results are not there, or older than their songs; says how many are."
+    def there(source, destination):
+        "Whether a result can be left alone. Results are put in place whole, so one that is there is done."
+        return destination.is_file() and source.is_file() and destination.stat().st_mtime >= source.stat().st_mtime and not destination.samefile(source)
+
+    left = [job for job in plan if not there(*job)]
+    if len(left) < len(plan):
+        print(f"timbre-palette: {len(plan) - len(left)} of {len(plan)} are there already", file=sys.stderr)
+    return left
+
+def _begin_worker(threads):
+    "Set up a process that enhances songs for another one."
+    import torch
+    from timbre_palette.audio import keep_freed_memory
+
+    def stop(number, frame):
+        "Unwind, so that nothing is left half-written."
+        raise SystemExit(1)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process hears it and says so
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+
+def _enhance_there(source, destination, settings):
+    "One file, in a worker."
+    from timbre_palette.enhance import enhance_file
+    return enhance_file(source, destination, **settings)
+
+@contextmanager
+def _at_once(plan, workers, settings, bar):
+    "A function that waits for a job of the plan, while `workers` processes work through all of them."
+    from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+    from multiprocessing import active_children, get_context
+    from timbre_palette.audio import PaletteError
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (threads,))
+    try:
+        done = {job: pool.submit(_enhance_there, *job, settings) for job in plan}
+
+        def wait(job):
+            "The report of a job, once it is done."
+            try:
+                return done[job].result()
+            except BrokenExecutor:
+                raise PaletteError(f"{job[0]}: a worker process was ended from outside, or had too little memory; run this again with --resume, and fewer --workers") from None
+            finally:
+                bar.update(100)
+                bar.clear()
+        yield wait
+    except BaseException:
+        for process in active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
 def run_enhance(options):
     "`timbre-palette enhance`."
     from tqdm import tqdm
@@ -206,15 +266,25 @@ def run_enhance(options):
         raise PaletteError(f"unknown format {options.format!r}; use {', '.join(name[1:] for name in CONTAINERS)}")
     if suffix:
         choose_subtype(CONTAINERS[suffix], options.bits, "PCM_16")
+    if options.workers < 1:
+        raise PaletteError(f"--workers is a whole number of 1 or more, not {options.workers}")
     plan, team = plan_outputs(options.input, options.out, suffix, options.overwrite), _team(options.device)
+    if team.num_processes > 1 and options.workers > 1:
+        raise PaletteError("behind accelerate launch, that says how many processes there are; leave --workers out")
+    into_folder = plan[0][1] != Path(options.out)  # a file that was named must have its folder already
+    if options.resume:
+        plan = _unfinished(plan)
+        if not plan:
+            return 0
     if team.num_processes > 1 and options.device == "cuda":
         settings["device"] = f"cuda:{team.local_process_index}"
     keep_freed_memory()
-    into_folder = plan[0][1] != Path(options.out)  # a file that was named must have its folder already
-    ours = len(plan[team.process_index::team.num_processes])
+    ours, workers = len(plan[team.process_index::team.num_processes]), min(options.workers, len(plan))
+    settings |= {"dithered": options.dither, "overwrite": options.overwrite}
 
     with ExitStack() as stack:
-        for folder in dict.fromkeys([Path(options.out), *(place.parent for _, place in plan if team.num_processes > 1)]) if into_folder else ():
+        shared = [place.parent for _, place in plan if max(team.num_processes, workers) > 1]
+        for folder in dict.fromkeys([Path(options.out), *shared]) if into_folder else ():
             stack.enter_context(made_folder(folder))  # those that processes share stay until all are done
         bar = stack.enter_context(tqdm(total=100 * ours, leave=False, disable=None if team.is_main_process else True, bar_format="{l_bar}{bar}| {elapsed}<{remaining}"))
         begun = iter(range(ours))
@@ -233,9 +303,12 @@ def run_enhance(options):
 
             try:
                 with made_folder(destination.parent) if into_folder else nullcontext():
-                    return enhance_file(source, destination, **settings, dithered=options.dither, overwrite=options.overwrite, progress=progress)
+                    return enhance_file(source, destination, **settings, progress=progress)
             finally:
                 bar.clear()
+
+        if workers > 1:
+            work = stack.enter_context(_at_once(plan, workers, settings, bar))
         return _each(plan, work, describe_enhanced, options.json, team)
 
 # %% ../nbs/44_cli.ipynb #run-info
