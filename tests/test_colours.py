@@ -1,6 +1,7 @@
 """Colours: found by their words, learned from songs or recordings, blended beside the anchors."""
 import json
 import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -250,6 +251,25 @@ def test_what_recordings_teach(tmp_path):
     assert len(steps) == 150 and all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values()))
     with pytest.raises(PaletteError, match="another"):
         learn_colour(f"pairs:{tmp_path / 'amp'}", None, tmp_path / "run", "memory", recipe)
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(few_songs, tmp_path):
+    recipe = replace(TOY, steps=30, validate_every=10)
+
+    def stop(kind, step, steps, figures):
+        if step == 17:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        learn_colour(bend, few_songs, tmp_path / "stopped", "memory", recipe, progress=stop)
+    seen = []
+    stopped = learn_colour(bend, few_songs, tmp_path / "stopped", "memory", recipe, progress=lambda kind, step, *news: seen.append(step))
+    whole = learn_colour(bend, few_songs, tmp_path / "whole", "memory", recipe)
+    assert seen[0] == 18 and all(torch.equal(a, b) for a, b in zip(stopped.state_dict().values(), whole.state_dict().values()))
+
+
+def bend(x, sample_rate):
+    return 2 * x / (1 + 4 * x.abs())
 
 
 COLOURS = {"curve": (lambda x, rate: 0.5 * torch.tanh(6 * x), "static", 0.02), "echo": (lambda x, rate: x + 0.7 * torch.nn.functional.pad(x, (9000, 0))[..., :x.shape[-1]], "room", 0.01)}

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LONGEST_DELAY_S', 'KINDS', 'PEAK_DB', 'RUN_IN_S', 'RECIPE', 'BOXES', 'LEARNERS', 'TRIAL_STEPS', 'CLEARLY', 'ALIKE',
-           'ROOM_S', 'SONGS_FOR_ROOM', 'SONG_S', 'VALIDATION_S', 'Colour', 'find_delay', 'Pairs', 'find_colour',
-           'Sections', 'Curve', 'Dynamics', 'Gain', 'ColourBox', 'solve_filter', 'LongFilter', 'error_ratio',
-           'ColourBatch', 'at_peak', 'ColourSegments', 'PairSegments', 'ColourObjective', 'choose_learner',
-           'learn_colour', 'Aside', 'ColourPalette', 'palettes_folder', 'check_name', 'learn_palette',
+           'AHEAD', 'ROOM_S', 'SONGS_FOR_ROOM', 'SONG_S', 'VALIDATION_S', 'Colour', 'find_delay', 'Pairs',
+           'find_colour', 'Sections', 'Curve', 'Dynamics', 'Gain', 'ColourBox', 'solve_filter', 'LongFilter',
+           'error_ratio', 'ColourBatch', 'at_peak', 'ColourSegments', 'PairSegments', 'ColourObjective',
+           'choose_learner', 'learn_colour', 'Aside', 'ColourPalette', 'palettes_folder', 'check_name', 'learn_palette',
            'describe_palette', 'palette_table', 'style_axes', 'known_palettes', 'find_palette']
 
 # %% ../nbs/30_colours.ipynb #imports
@@ -333,7 +333,7 @@ class ColourBox(Pretrained):
 
     @torch.no_grad()
     def describe(self):
-        "What was learned, in words: one line for each block that tells."
+        "What was learned, in words: the compressor's settings, as it stands between the filters, and the curve from amplitude to amplitude."
         curve = self.blocks["curve"]
         probe = torch.tensor([0.01, 0.1, 0.5])
         lines = ["in " + ", ".join(f"{level:g}" for level in probe.tolist()) + ", out " + ", ".join(f"{level:.3g}" for level in (curve(probe) * self.blocks["gain"].log_gain.exp()).tolist())]
@@ -490,7 +490,7 @@ RECIPE = Recipe("ColourBox", loss="error", steps=600, batch=8, seconds=0.5, opti
                 validate_every=100, validation_batches=6)
 BOXES = {"static": {"memory": False}, "memory": {"memory": True}}
 LEARNERS = {"static": "filters, a curve, filters", "memory": "filters, a compressor, a curve, filters", "room": "one long filter"}
-TRIAL_STEPS, CLEARLY, ALIKE = 150, 2.0, 1e-4
+TRIAL_STEPS, CLEARLY, ALIKE, AHEAD = 150, 2.0, 1e-4, 5.0
 ROOM_S, SONGS_FOR_ROOM, SONG_S = 1.5, 40, 8.0
 VALIDATION_S = 3.0
 
@@ -567,8 +567,11 @@ def _solve(material, folder, recipe):
 
 # %% ../nbs/30_colours.ipynb #choose
 def choose_learner(ratios):
-    "The first learner, in the order of `LEARNERS`, whose error ratio is less than twice the best of a dictionary of them; those below −40 dB are alike."
-    level = {kind: max(ratios[kind], ALIKE) for kind in LEARNERS if kind in ratios}
+    """The first learner, in the order of `LEARNERS`, whose error ratio after a short while is less than twice the best of a dictionary of them.
+
+    Those below −40 dB are alike; the room, which will not get better, counts as five times worse.
+    """
+    level = {kind: max(ratios[kind], ALIKE) * (AHEAD if kind == "room" else 1.0) for kind in LEARNERS if kind in ratios}
     return next(kind for kind, ratio in level.items() if ratio < CLEARLY * min(level.values()))
 
 # %% ../nbs/30_colours.ipynb #learn-colour
@@ -598,7 +601,7 @@ def learn_colour(spec, data, folder, kind="auto", recipe=RECIPE, device="auto", 
 
     `kind` is a key of `LEARNERS`, or `auto`. The card tells the spec, the data, what was tried, and the mean error ratio on songs held out
     beside that of doing nothing. A run that was stopped is continued. `report(message)` tells what is found out, `progress(kind, step, steps, figures)` of steps.
-    Raises `PaletteError` for a colour or songs that cannot be had, an unknown `kind`, or a folder that holds another run.
+    One process, on any device. Raises `PaletteError` for a colour or songs that cannot be had, an unknown `kind`, or a folder that holds another run.
     """
     if kind not in ("auto", *LEARNERS):
         raise PaletteError(f"unknown way to learn {kind!r}; use auto, {', '.join(LEARNERS)}")
@@ -625,6 +628,8 @@ def learn_colour(spec, data, folder, kind="auto", recipe=RECIPE, device="auto", 
         told = ", ".join(f"{name} {ratio:.2g}" for name, ratio in tried.items())
         report(f"{colour.spec}: error to signal after a short while: {told} (doing nothing: {identity:.2g}); {kind} goes on")
     model, how = learn(kind, recipe.steps, folder / kind)
+    if _measured(model, validation) > tried.get("room", math.inf):
+        kind, (model, how) = "room", learn("room", 0, None)
     model.save_pretrained(folder / "best", colour=colour.spec, learner=kind, tried=tried, data=material.described, recipe=asdict(recipe), torch=torch.__version__,
                           error_ratio=_measured(model, validation), identity=identity, **how)
     report(f"{colour.spec}: learned by {kind}, error to signal {model.card['error_ratio']:.2g}, where doing nothing has {identity:.2g}")
