@@ -11,9 +11,10 @@ from conftest import data_folder
 from scipy.signal import butter, lfilter
 
 from timbre_palette.anchors import STYLES, palette
-from timbre_palette.audio import PaletteError, write_audio
+from timbre_palette.audio import PaletteError, read_audio, write_audio
 from timbre_palette.blend import parse_style, style_name
 from timbre_palette.checkpoint import Pretrained
+from timbre_palette.cli import main
 from timbre_palette.colours import (RECIPE, ColourBox, ColourPalette, Curve, Dynamics, LongFilter, Pairs, PairSegments, Sections, at_peak, check_name, choose_learner,
                                     describe_palette, error_ratio, find_colour, find_delay, find_palette, known_palettes, learn_colour, learn_palette, palette_table,
                                     palettes_folder, solve_filter)
@@ -451,3 +452,25 @@ def test_six_effects_on_real_music(name, tmp_path):
     ratio, nothing = score(model, find_colour(f"plugin:{spec}"), find_tracks(music / "test"))
     print(f"\n{name} by {model.card['learner']}: error to signal {ratio:.2g}, doing nothing {nothing:.2g}" + (f" ({WHY[name]})" if name in WHY else "") + "\n  " + told[-2])
     assert ratio < nothing and (most is None or ratio <= most)
+
+
+def test_the_commands_learn_and_enhance(few_songs, home, tmp_path, capsys):
+    "A function in a file becomes an axis, and a style that names it finds its palette; files, blocks and formula agree."
+    (tmp_path / "tape.py").write_text("def tape(x, sample_rate):\n    return (3 * x).tanh() / 2\n")
+    arguments = ["learn", "tapes", "--colour", f"tape=python:{tmp_path / 'tape.py'}:tape", "--data", str(few_songs), "--kind", "static", "--steps", "60", "--device", "cpu"]
+    assert main(arguments) == 0 and (home / "tapes" / "card.json").is_file()
+    assert "tape" in capsys.readouterr().out and not STYLES[0] in known_palettes()
+    dry, wet = few_songs / "demo.wav", tmp_path / "wet.wav"
+    assert main(["enhance", str(dry), "-o", str(wet), "--style", "fullness=0.5,tape=0.5", "--amount", "0.8"]) == 0
+    out = capsys.readouterr().out
+    assert "fullness=0.5,tape=0.5" in out and "tapes" in out
+    made, x = Pretrained.from_pretrained(home / "tapes"), torch.tensor(read_audio(dry).samples[None])
+    with torch.no_grad():
+        expected = made.render(x, RATE, [0.5, 0, 0, 0.5], 0.8)
+        full = GrayBox.from_pretrained("graybox").render(x, RATE, [1, 0, 0], 0.4)
+        tape = made.colours[0](full, RATE)
+    assert torch.allclose(expected, full + 0.4 * (tape - full), atol=2e-4)
+    assert np.abs(read_audio(wet).samples - expected[0].numpy()).max() < 1e-3
+    assert main(["enhance", str(dry), "-o", str(wet), "--style", "fullness=0.5,vinyl=0.5"]) == 2
+    assert "tapes has tape" in capsys.readouterr().err
+    assert main(["learn", "tapes", "--colour", "tape", "--data", str(few_songs)]) == 2 and "AXIS=WHAT" in capsys.readouterr().err
