@@ -19,8 +19,8 @@ import torch
 from scipy.signal import ShortTimeFFT, get_window, sosfilt
 
 from .audio import PaletteError
-from .filters import (Convolver, as_double, bandpass_sos, centred_response, fft_filter, frequency_response, impulse_response, minimum_phase, peaking, peaking_sos,
-                                    per_item, spectral_tilt, tilt_gain_db, tilt_reference)
+from .filters import (Convolver, as_double, bandpass_sos, centred_response, fft_filter, finite_taps, frequency_response, impulse_response, minimum_phase, peaking, peaking_sos,
+                                    per_item, spectral_tilt, tanh_, tilt_gain_db, tilt_reference)
 from .loudness import Leveller, integrated_loudness, loudness_reference
 
 # %% ../nbs/06_anchors.ipynb #normalise-style
@@ -271,11 +271,11 @@ def palette_stages(sample_rate, weights, amount=1.0, causal=False):
     Arguments and errors as of `palette`. One that `listens` is a `loudness.Leveller`.
     """
     s, a, m = stage_strengths(weights, amount)
-    grid, longest = 2 ** math.ceil(math.log2(2 * sample_rate)), sample_rate // 2
-    fir = lambda sos: impulse_response(frequency_response(as_double(sos), grid), longest)
+    grid = 2 ** math.ceil(math.log2(2 * sample_rate))
+    fir = lambda sos: finite_taps(lambda n_fft: frequency_response(as_double(sos), n_fft), sample_rate // 2)
     stages = []
     if s:
-        bend = lambda x: torch.lerp(x, torch.tanh(x + 0.3 * torch.tanh(0.2 * x)), s)
+        bend = lambda x: torch.lerp(x, tanh_(tanh_(0.2 * x).mul_(0.3).add_(x)), s)
         stages += [Convolver(fir(peaking_sos(sample_rate, PEAK_HZ, PEAK_DB * s, PEAK_Q))), bend]
     if a:
         band = Convolver(fir(bandpass_sos(sample_rate, *BAND_HZ)))
@@ -283,7 +283,7 @@ def palette_stages(sample_rate, weights, amount=1.0, causal=False):
         def warm(x):
             "The difference that saturation makes to the band."
             middle = band(x)
-            return x + a * (torch.tanh(DRIVE * middle) - middle)
+            return torch.add(x, tanh_(DRIVE * middle).sub_(middle), alpha=a)
         stages.append(warm)
     if m:
         gain = 10 ** (as_double(tilt_gain_db(np.arange(grid // 2 + 1) * sample_rate / grid, SLOPE_DB * m, PIVOT_HZ)) / 20)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['USABLE', 'PIECE', 'FLOOR_HZ', 'peaking_sos', 'as_double', 'per_item', 'peaking', 'low_shelf', 'high_shelf',
            'bandpass_sos', 'frequency_response', 'decay_frames', 'fft_filter', 'sos_recursion', 'minimum_phase',
-           'impulse_response', 'centred_response', 'Convolver', 'tilt_gain_db', 'tilt_reference', 'spectral_tilt']
+           'impulse_response', 'finite_taps', 'centred_response', 'Convolver', 'tanh_', 'tilt_gain_db',
+           'tilt_reference', 'spectral_tilt']
 
 # %% ../nbs/02_filters.ipynb #imports
 import math
@@ -253,6 +254,15 @@ def impulse_response(response, longest, floor_db=-130.0):
     left = taps.square().flip(0).cumsum(0).flip(0)
     return taps[:max(1, int((left > 10 ** (floor_db / 10) * left[0]).sum()))]
 
+def finite_taps(response, longest, floor_db=-130.0):
+    "`impulse_response` of `response(n_fft)`, sampled no finer than it takes for one that has rung out by a quarter of `n_fft`."
+    n_fft = 1 << 12
+    while True:
+        n_fft = min(2 * n_fft, 2 ** math.ceil(math.log2(4 * longest)))
+        taps = impulse_response(response(n_fft), longest, floor_db)
+        if len(taps) <= n_fft // 4 or n_fft >= 4 * longest:
+            return taps
+
 def centred_response(response, reach):
     "The `2·reach + 1` taps, the present in the middle, of a filter that reaches into the future too, from its `response` `(..., n // 2 + 1)`, real for zero phase; float64."
     taps = torch.fft.irfft(response.to(torch.complex128))
@@ -273,22 +283,29 @@ class Convolver:
     def __call__(self, x):
         reach, frames = self.taps.shape[-1] - 1, x.shape[-1]
         past = x.new_zeros(*x.shape[:-1], reach) if self._past is None else self._past
-        heard = torch.cat([past, x], -1)
-        self._past = heard[..., frames:].clone()
         taps = self.taps.to(x.device)
         if frames < 32:
+            heard = torch.cat([past, x], -1)
+            self._past = heard[..., frames:].clone()
             products = (heard.unfold(-1, reach + 1, 1) @ taps.flip(-1)[..., None])[..., 0]
             return products.sum(-2) if self.join else products
         longest = max(min(PIECE, 8 * reach), 2 * reach, 8192)
         pieces = math.ceil(frames / (longest - reach))
-        hop = math.ceil(frames / pieces)
-        n_fft = next_fast_len(hop + reach, real=True)
+        n_fft = next_fast_len(math.ceil(frames / pieces) + reach, real=True)
+        hop = n_fft - reach
+        heard = torch.cat([past, x, x.new_zeros(*x.shape[:-1], pieces * hop - frames)], -1)
+        self._past = heard[..., frames:frames + reach].clone()
         if self._spectrum[0] != n_fft:
             self._spectrum = n_fft, torch.fft.rfft(taps, n_fft)[..., None, :]
-        blocks = torch.nn.functional.pad(heard, (0, pieces * hop - frames)).unfold(-1, hop + reach, hop)
-        products = torch.fft.rfft(blocks, n_fft) * self._spectrum[1]
+        products = torch.fft.rfft(heard.unfold(-1, n_fft, hop))
+        products = products.mul_(self._spectrum[1]) if taps.ndim == 1 else products * self._spectrum[1]
         products = products.sum(-3) if self.join else products
-        return torch.fft.irfft(products, n_fft)[..., reach:reach + hop].flatten(-2)[..., :frames]
+        return torch.fft.irfft(products, n_fft)[..., reach:].flatten(-2)[..., :frames]
+
+# %% ../nbs/02_filters.ipynb #tanh
+def tanh_(x):
+    "The hyperbolic tangent of `x`, which it replaces and returns; within 2·10⁻⁷."
+    return x.mul_(2).sigmoid_().mul_(2).sub_(1)
 
 # %% ../nbs/02_filters.ipynb #tilt-gain
 FLOOR_HZ = 20.0  # the slope stops below

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'RING_S', 'TONE_S', 'AUDIBLE_LUFS', 'prototype_axis', 'peak_response', 'edge_response', 'apply_response',
-           'Equaliser', 'Waveshaper', 'BandWaveshaper', 'Level', 'ToneCurve', 'Controller', 'StyledModel', 'GrayBox']
+           'Equaliser', 'add_bent', 'Waveshaper', 'BandWaveshaper', 'Level', 'ToneCurve', 'Controller', 'StyledModel',
+           'GrayBox']
 
 # %% ../nbs/16_graybox.ipynb #imports
 import copy
@@ -16,7 +17,7 @@ from torch import nn
 
 from .audio import PaletteError, db_to_gain
 from .checkpoint import Pretrained, register
-from .filters import USABLE, Convolver, centred_response, impulse_response, minimum_phase, per_item
+from .filters import USABLE, Convolver, centred_response, finite_taps, impulse_response, minimum_phase, per_item, tanh_
 from .loudness import Leveller, integrated_loudness
 
 # %% ../nbs/16_graybox.ipynb #warped
@@ -81,8 +82,8 @@ def _grid(sample_rate):
     return 2 ** math.ceil(math.log2(2 * sample_rate))
 
 def _finite(response, sample_rate):
-    "A response as taps."
-    return impulse_response(response, round(RING_S * sample_rate))
+    "A `response(n_fft)` as taps."
+    return finite_taps(response, round(RING_S * sample_rate))
 
 class Equaliser(nn.Module):
     "Peaking filters in series; `count` controls, their gains in dB."
@@ -100,9 +101,15 @@ class Equaliser(nn.Module):
         return apply_response(x, sample_rate, lambda n_fft: self.response(n_fft, sample_rate, gain_db))
 
     def stage(self, sample_rate, gain_db, causal):
-        return Convolver(_finite(self.response(_grid(sample_rate), sample_rate, gain_db.double())[0], sample_rate))
+        return Convolver(_finite(lambda n_fft: self.response(n_fft, sample_rate, gain_db.double())[0], sample_rate))
 
 # %% ../nbs/16_graybox.ipynb #waveshaper
+def add_bent(y, x, bent):
+    "`y` plus a weighted hyperbolic tangent of `x` for each pair of a weight and a drive in `bent`; `y` is overwritten."
+    for weight, drive in bent:
+        y.add_(tanh_(drive * x), alpha=weight)
+    return y
+
 class Waveshaper(nn.Module):
     "A learned odd curve of slope one; two controls, by how much a faint signal gains in amplitude, and how much of the bend is mixed in."
     controls, scale = 2, 1.0
@@ -125,8 +132,16 @@ class Waveshaper(nn.Module):
     def forward(self, x, sample_rate, controls):
         return self.shape(x, controls)
 
+    @torch.no_grad()
+    def parts(self, controls):
+        "What `shape` with controls `(1, 2)` adds to a signal, as numbers: how much of itself, and pairs of a weight and a drive."
+        gain, bend = controls[0].tolist()
+        drives = self.log_drive.exp()
+        return gain - bend, list(zip((bend * self.share.softmax(0) / drives).tolist(), drives.tolist()))
+
     def stage(self, sample_rate, controls, causal):
-        return lambda x: self.shape(x[None], controls)[0]
+        gain, bent = self.parts(controls)
+        return lambda x: add_bent(x * (1 + gain), x, bent)
 
 # %% ../nbs/16_graybox.ipynb #band-waveshaper
 class BandWaveshaper(Waveshaper):
@@ -151,12 +166,14 @@ class BandWaveshaper(Waveshaper):
         return response
 
     def stage(self, sample_rate, controls, causal):
-        band = Convolver(_finite(copy.deepcopy(self).double().band(_grid(sample_rate), sample_rate), sample_rate))
+        double = copy.deepcopy(self).double()
+        band = Convolver(_finite(lambda n_fft: double.band(n_fft, sample_rate), sample_rate))
+        gain, bent = self.parts(controls)
 
         def shape_band(x):
             "The band bent, the rest as it is."
             middle = band(x)
-            return x + (self.shape(middle[None], controls)[0] - middle)
+            return add_bent(torch.add(x, middle, alpha=gain), middle, bent)
         return shape_band
 
     def forward(self, x, sample_rate, controls):

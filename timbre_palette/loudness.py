@@ -9,6 +9,7 @@ __all__ = ['K_DESIGNS', 'LAYOUTS', 'BLOCK_S', 'OFFSET_DB', 'STEP', 'k_weighting_
 
 # %% ../nbs/04_loudness.ipynb #imports
 import warnings
+from functools import lru_cache
 
 import numpy as np
 import pyloudnorm
@@ -148,15 +149,19 @@ def running_loudness(x, sample_rate, window_s=3.0, hop_s=0.1, design="pyloudnorm
     return _like(x, _lufs(_block_power(x, sample_rate, window_s, hop_s / window_s, design, whole=True)))
 
 # %% ../nbs/04_loudness.ipynb #meter
+@lru_cache
+def _k_taps(sample_rate, design):
+    "K-weighting as taps; every meter needs them."
+    return impulse_response(frequency_response(as_double(k_weighting_sos(sample_rate, design)), 2 * sample_rate), sample_rate).float()
+
 class LoudnessMeter:
     """Integrated loudness of a signal that arrives in blocks: `push(x)` takes `(channels, frames)`, `read()` gives LUFS.
 
     `read` at the end equals `integrated_loudness` of the whole.
     """
     def __init__(self, sample_rate, design="pyloudnorm"):
-        response = frequency_response(as_double(k_weighting_sos(sample_rate, design)), 2 * sample_rate)
         self.sample_rate, self.frames = sample_rate, 0
-        self._weigh = Convolver(impulse_response(response, sample_rate))
+        self._weigh = Convolver(_k_taps(sample_rate, design))
         self._energy, self._open, self._border = [], 0.0, 1  # of the tenths that are full, of the one that is not, and which that is
 
     def _end(self, tenth):
@@ -168,13 +173,13 @@ class LoudnessMeter:
         if not x.shape[-1]:
             return
         weights = torch.as_tensor(channel_weights(x.shape[0]), dtype=x.dtype, device=x.device)
-        energy = as_double(weights @ self._weigh(x).square()).cpu().numpy()
+        energy = (weights @ self._weigh(x).square_()).cpu().numpy()
         start, self.frames = self.frames, self.frames + len(energy)
         borders = []
         while self._end(self._border) <= self.frames:
             borders.append(self._end(self._border) - start)
             self._border += 1
-        parts = [part.sum() for part in np.split(energy, borders)]
+        parts = [part.sum(dtype=np.float64) for part in np.split(energy, borders)]
         parts[0] += self._open
         self._energy += parts[:-1]
         self._open = parts[-1]

@@ -82,28 +82,54 @@ class Spool:
     """
     def __init__(self, channels, folder=None, in_memory=1 << 26):
         self.channels, self.frames, self.sounding, self.gain = channels, 0, np.zeros(channels, bool), 1.0
-        self._file = tempfile.SpooledTemporaryFile(max_size=in_memory, dir=folder)
+        self._sizes, self._kept = [], []
+        self._file = tempfile.SpooledTemporaryFile(max_size=in_memory, dir=folder) if in_memory else None
 
     def append(self, block):
         "Lay down the next block, a tensor or an array."
         block = np.asarray(block.cpu() if isinstance(block, torch.Tensor) else block, np.float32)
         self.frames += block.shape[1]
-        self.sounding |= block.any(1)
+        self._sizes.append(block.shape[1])
+        if not self.sounding.all():
+            self.sounding |= block.any(1)
+        if self._file is None:
+            self._kept.append(block.copy())
+            return
         try:
-            self._file.write(np.ascontiguousarray(block.T).data)
+            self._file.write(np.ascontiguousarray(block).data)
         except OSError as error:
             raise PaletteError(f"no room for what has to be laid down meanwhile ({error.strerror}); make some, or set TMPDIR to where there is") from None
 
+    def _laid_down(self):
+        "The blocks as they came."
+        if self._file is None:
+            yield from self._kept
+            return
+        place = 0
+        for size in self._sizes:
+            self._file.seek(place)  # another reader may have moved it
+            place += 4 * self.channels * size
+            yield np.frombuffer(self._file.read(4 * self.channels * size), np.float32).reshape(self.channels, size)
+
     def blocks(self, size=1 << 16):
-        "Yields all of it as tensors `(channels, frames)`."
-        self._file.seek(0)
-        while data := self._file.read(4 * self.channels * size):
-            interleaved = torch.from_numpy(np.frombuffer(bytearray(data), np.float32).reshape(-1, self.channels))
-            yield (interleaved * self.gain).T.contiguous()
+        "Yields all of it as tensors `(channels, frames)` of at most `size` frames."
+        for block in self._laid_down():
+            for start in range(0, block.shape[1], size):
+                yield torch.from_numpy(block[:, start:start + size] * np.float32(self.gain))
+
+    def whole(self):
+        "All of it, a tensor `(channels, frames)`."
+        samples, place = np.empty((self.channels, self.frames), np.float32), 0
+        for block in self._laid_down():
+            np.multiply(block, np.float32(self.gain), out=samples[:, place:place + block.shape[1]])
+            place += block.shape[1]
+        return torch.from_numpy(samples)
 
     def close(self):
         "Forget it."
-        self._file.close()
+        self._kept.clear()
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self):
         return self
