@@ -214,7 +214,7 @@ def octave_levels(samples, sample_rate):
     return 10 * np.log10(np.where(power > 10 ** (FAINT_DB / 10) * power.max(), power, np.nan))
 
 def movements(output, without_fullness, without_layeredness):
-    """What fullness and layeredness did, from the `octave_levels` of an output, and of the exact palette with one of the two at zero.
+    """What fullness and layeredness did, from the `octave_levels` of an output, and of the same model's with one of the two at zero.
 
     A dictionary: `bass_db`, `tilt_db` (an octave, falling) and `level_db` (at 1 kHz); None for what cannot be measured.
     """
@@ -234,27 +234,25 @@ def evaluate_simplex(models, tracks, steps=10, seconds=10.0, progress=None, repo
     points, on_grid, records = simplex_points(steps), len(style_grid(steps)), []
     for number, track in enumerate(tracks):
         x, rate = _sound(track, seconds, report), track.sample_rate
-        if x is not None:
-            samples = x[0].numpy()
-            for k, weights in enumerate(points):
-                without = [_without(samples, rate, weights, STYLES.index(knob), variant) for knob in ("fullness", "layeredness")]
-                levels, missing = [octave_levels(others[0], rate) for others in without], TARGET_LUFS - loudness_reference(without[1], rate)
-                target = torch.tensor(palette_reference(samples, rate, weights, variant=variant)[None])
-                for name, model in models.items():
-                    with torch.inference_mode():
-                        output = model(x, rate, weights)
-                    moved = movements(octave_levels(output[0, 0].numpy(), rate), *levels)
-                    share = moved["level_db"] / missing if moved["level_db"] is not None and LEAST_LU <= abs(missing) < np.inf else None
-                    records.append({"model": name, "song": track.name, "style": _label(weights), "amount": 1.0, **score(output, target),
-                                    "weights": weights.tolist(), "grid": k < on_grid, **moved, "share": share})
+        for k, weights in enumerate(points if x is not None else ()):
+            target = torch.tensor(palette_reference(x[0].numpy(), rate, weights, variant=variant)[None])
+            for name, model in models.items():
+                with torch.inference_mode():
+                    output = model(x, rate, weights)
+                    without = [_without(model, x, rate, weights, STYLES.index(knob), output) for knob in ("fullness", "layeredness")]
+                moved = movements(*(octave_levels(y[0, 0].numpy(), rate) for y in (output, *without)))
+                missing = TARGET_LUFS - loudness_reference(without[1][0].numpy(), rate)
+                share = moved["level_db"] / missing if moved["level_db"] is not None and LEAST_LU <= abs(missing) < np.inf else None
+                records.append({"model": name, "song": track.name, "style": _label(weights), "amount": 1.0, **score(output, target),
+                                "weights": weights.tolist(), "grid": k < on_grid, **moved, "share": share})
         if progress:
             progress(number + 1, len(tracks))
     return _some(records)
 
-def _without(samples, sample_rate, weights, knob, variant):
-    "The palette of samples `(1, time)` with a knob at zero and the others as strong as they were."
+def _without(model, x, sample_rate, weights, knob, output):
+    "What a model makes of `x` with a knob at zero and the others as strong as in its `output`."
     others = np.where(np.arange(len(weights)) == knob, 0.0, weights)
-    return palette_reference(samples, sample_rate, others, min(1.0, others.sum()), variant) if others.any() else samples
+    return output if weights[knob] == 0 else model(x, sample_rate, others, min(1.0, others.sum())) if others.any() else x
 
 # %% ../nbs/32_evaluation.ipynb #simplex-means
 def simplex_means(records, model, measure="si_snr"):
@@ -291,7 +289,8 @@ KNOBS = {"bass": ("bass_db", "fullness"), "tilt": ("tilt_db", "layeredness"), "l
 
 def follow_weights(records):
     """One row for each model and what is measured (a key of `KNOBS`), a dictionary: the rank correlation with its weight over the `whole` grid and on the `line` through
-    its corner, means over songs and the worst of each; how many `songs` could show it, and the one worst on the grid."""
+    its corner, means over songs and the worst of each; how many `songs` could show it, and the one worst on the grid.
+    `reach` is what was measured at full weight, the mean over songs: dB, dB an octave, or a share of the way."""
     songs = defaultdict(list)
     for record in records:
         songs[record["model"], record["song"]].append(record)
@@ -299,18 +298,16 @@ def follow_weights(records):
     for (model, song), some in songs.items():
         weights, grid = np.array([record["weights"] for record in some]), np.array([record["grid"] for record in some])
         for name, (key, style) in KNOBS.items():
-            measured = np.array([record[key] for record in some], float)
+            shown, k = found[model, name], STYLES.index(style)
+            measured, weight = np.array([record[key] for record in some], float), weights[:, k]
             if np.isfinite(measured).all():
-                k = STYLES.index(style)
-                others = np.delete(weights, k, 1)
-                line = np.abs(others[:, 0] - others[:, 1]) < 1e-9
-                found[model, name].append((rank_correlation(measured[grid], weights[grid, k]), rank_correlation(measured[line], weights[line, k]), song))
-            else:
-                found[model, name]
+                line = np.isclose(weights[:, k - 1], weights[:, k - 2])  # the other two alike
+                shown.append((rank_correlation(measured[grid], weight[grid]), rank_correlation(measured[line], weight[line]), float(measured[weight.argmax()]), song))
     rows = []
     for (model, name), values in found.items():
-        whole, line = ([value[k] for value in values] for k in range(2))
+        whole, line, reach = ([value[k] for value in values] for k in range(3))
         rows.append({"model": model, "measured": name, "weight": KNOBS[name][1], "songs": len(values)})
         if values:
-            rows[-1] |= {"whole": float(np.mean(whole)), "whole_worst": min(whole), "line": float(np.mean(line)), "line_worst": min(line), "worst_song": values[int(np.argmin(whole))][2]}
+            rows[-1] |= {"whole": float(np.mean(whole)), "whole_worst": min(whole), "line": float(np.mean(line)), "line_worst": min(line), "reach": float(np.mean(reach)),
+                         "worst_song": values[int(np.argmin(whole))][-1]}
     return rows
