@@ -414,3 +414,58 @@ def test_info_in_words(song, capsys):
     assert code == 0 and all(word in printed for word in ("stereo", "44100 Hz", "LUFS", "dBTP", "bass", "octave"))
     code, printed, errors = call(capsys, "info", song.parent / "nowhere.wav", song)
     assert code == 2 and "LUFS" in printed and len(errors) == 2
+
+
+def album(folder, count=4, seconds=1.0):
+    "A folder of songs, one of which is broken, in a folder of their own."
+    folder.mkdir()
+    for k in range(count):
+        place = folder / f"disc {k % 2}"
+        place.mkdir(exist_ok=True)
+        write_audio(place / f"song {k}.wav", np.tile(CLIP, (1, 20))[:, :round(seconds * 44100)] * 0.9 ** k, 44100)
+    (folder / "disc 0" / "broken.wav").write_bytes(b"RIFF nothing")
+    return folder
+
+
+def test_several_workers_do_what_one_does_and_a_folder_is_resumed(tmp_path, capsys, command):
+    source = album(tmp_path / "album")
+    code, out, errors = call(capsys, "enhance", source, "-o", tmp_path / "one", "--style", "s33_a33_m33")
+    assert code == 2 and out.count("->") == 4 and any("broken.wav" in line for line in errors) and "1 of 5" in errors[-1]
+    done = subprocess.run([*command, "enhance", str(source), "-o", str(tmp_path / "two"), "--style", "s33_a33_m33", "--workers", "2"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout.count("->") == 4 and "1 of 5" in done.stderr and "Traceback" not in done.stderr
+    results = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.wav"))
+    assert len(results) == 4 and results == sorted(path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*.wav"))
+    for name in results:
+        assert np.abs(read_audio(tmp_path / "one" / name).samples - read_audio(tmp_path / "two" / name).samples).max() < 1e-4
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*.wav")}
+    (tmp_path / "one" / results[0]).unlink()
+    os.utime(source / results[1])  # a song that was changed since
+    code, out, errors = call(capsys, "enhance", source, "-o", tmp_path / "one", "--style", "s33_a33_m33", "--resume")
+    assert code == 2 and out.count("->") == 2 and "2 of 5 are there already" in errors[0]
+    kept = [path for path, time_ns in before.items() if path.stat().st_mtime_ns == time_ns]
+    assert sorted(path.relative_to(tmp_path / "one") for path in kept) == results[2:]
+
+
+@pytest.mark.parametrize("how", (signal.SIGTERM, signal.SIGKILL))
+def test_a_folder_that_was_stopped_goes_on(tmp_path, capsys, command, how):
+    source, out = album(tmp_path / "album", count=6, seconds=20), tmp_path / "out"
+    arguments = ["enhance", str(source), "-o", str(out), "--style", "layeredness"]
+    running = subprocess.Popen([*command, *arguments, "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(out.rglob("*.wav")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(running.pid, how) if how == signal.SIGKILL else running.send_signal(how)
+    errors = running.communicate()[1]
+    assert running.returncode != 0 and "Traceback" not in errors
+    finished = list(out.rglob("*.wav"))
+    assert finished and all(read_audio(path).frames == 20 * 44100 for path in finished)
+    if how == signal.SIGTERM:
+        assert not list(out.rglob(".*"))  # nothing half-written, by the workers either
+    code, printed, errors = call(capsys, *arguments, "--resume")
+    assert code == 2 and len(list(out.rglob("[!.]*.wav"))) == 6 and printed.count("->") == 6 - len(finished)
+
+
+def test_workers_are_a_number_of_one_or_more(song, tmp_path, capsys):
+    code, _, errors = call(capsys, "enhance", song, "-o", tmp_path / "x.wav", "--workers", 0)
+    assert code == 2 and "1 or more" in errors[0]

@@ -10,8 +10,9 @@ from timbre_palette.effects.chains import EFFECTS
 from timbre_palette.effects.compressor import gain_reduction_db
 from timbre_palette.effects.equaliser import parametric_eq
 from timbre_palette.effects.reverb import room_reverb
+from timbre_palette.blackbox import BlackBox
 from timbre_palette.graybox import GrayBox
-from timbre_palette.losses import RelativeLoss, StableLoss
+from timbre_palette.losses import ErrorLoss, RelativeLoss, StableLoss
 from timbre_palette.loudness import integrated_loudness, running_loudness, true_peak_db
 from timbre_palette.metrics import sd_sdr, si_snr, stft_distance
 
@@ -22,6 +23,12 @@ def graybox_on(device):
     "A gray-box made on a device; fake parameters cannot be moved."
     with torch.device(device):
         return GrayBox()
+
+
+def blackbox_on(device):
+    "A small black-box made on a device."
+    with torch.device(device):
+        return BlackBox(taps=65, kernels=2, units=2)
 
 
 OPERATIONS = {
@@ -35,6 +42,8 @@ OPERATIONS = {
     "si_snr": lambda x: si_snr(x, x), "sd_sdr": lambda x: sd_sdr(x, x), "stft_distance": lambda x: stft_distance(x, x),
     "peaking with learned gains": lambda x: filters.fft_filter(x, filters.peaking(44100, 150.0, torch.ones(2, device=x.device), 1.0)),
     "GrayBox": lambda x: graybox_on(x.device)(x, 44100, torch.ones(2, 3, device=x.device) / 3),
+    "BlackBox": lambda x: blackbox_on(x.device)(x, 44100, torch.ones(2, 3, device=x.device) / 3),
+    "ErrorLoss": lambda x: ErrorLoss().to(x.device)(x, x),
     "RelativeLoss": lambda x: RelativeLoss().to(x.device)(x, x),
     "parametric_eq": lambda x: parametric_eq(x, 44100, torch.ones(2, 6, device=x.device), [[100.0] * 6], [[1.0] * 6]),
     "parametric_eq set on the CPU": lambda x: parametric_eq(x, 44100, torch.ones(2, 6), [[100.0] * 6], [[1.0] * 6]),

@@ -2,18 +2,27 @@
 import csv
 import io
 import json
+import os
 import re
 
 import numpy as np
 import pytest
 import soundfile
+import torch
+from scipy.signal import sosfilt
 
 from timbre_palette import cli, enhance
-from timbre_palette.anchors import palette
-from timbre_palette.audio import write_audio
+from timbre_palette.anchors import STYLES, palette
+from timbre_palette.audio import PaletteError, write_audio
+from timbre_palette.blend import crossfade
 from timbre_palette.cli import main
+from timbre_palette.enhance import find_model
+from timbre_palette.evaluation import (BESIDE_EXACT, FORM_VARIANTS, KNOBS, MEASURES, evaluate, evaluate_blends, evaluate_simplex, follow_weights, in_form, movements,
+                                       octave_levels, rank_correlation, simplex_means, simplex_points, summarise, summarise_simplex, write_table, yardsticks)
+from timbre_palette.filters import peaking_sos, tilt_reference
+from timbre_palette.loudness import loudness_reference
+from timbre_palette.metrics import si_snr
 from timbre_palette.songs import find_tracks
-from timbre_palette.evaluation import evaluate, summarise
 from timbre_palette.synth import demo_clip
 
 
@@ -77,7 +86,7 @@ def test_weights_of_ones_own(folder, tmp_path, capsys):
 
 
 def test_every_model_is_offered_by_name():
-    assert list(enhance.MODELS) == ["graybox", "waveunet-v2", "dsp"] and enhance.model_label("graybox") == "gray-box"
+    assert list(enhance.MODELS) == ["graybox", "blackbox", "waveunet-v2", "dsp"] and enhance.model_label("graybox") == "gray-box"
 
 
 def test_songs_that_cannot_be_scored_are_left_out(folder, capsys):
@@ -89,3 +98,157 @@ def test_songs_that_cannot_be_scored_are_left_out(folder, capsys):
     out, error = capsys.readouterr()
     assert error.count("nan.wav") == 1 and "left out" in error
     assert json.loads(out) and "NaN" not in out
+
+
+# The forms of a model
+
+
+def test_a_live_form_is_scored_against_causal_anchors(folder):
+    "And beside the exact palette, in what does not hear phase; an exact palette in its place is told apart."
+    records = evaluate({**yardsticks("causal"), "live": in_form("dsp"), "exact": palette}, find_tracks(folder), variant="causal")
+    rows = {(row["model"], row["measure"]): row for row in summarise(records)}
+    assert {measure for _, measure in rows} == {*MEASURES, *BESIDE_EXACT}
+    assert rows["live", "si_snr"]["worst"] > 80 and rows["exact", "si_snr"]["layeredness"] < 40
+    assert rows["exact", "exact_loudness"]["worst"] < 1e-3 and rows["exact", "exact_stft_distance"]["worst"] < 1e-4
+    for measure in BESIDE_EXACT:
+        assert np.isclose(rows["live", measure]["mean"], rows["oracle", measure]["mean"], rtol=0.05, atol=1e-4)
+        assert rows["live", measure]["mean"] < 0.2 * rows["identity", measure]["mean"]
+        assert rows["live", measure]["worst"] == max(record[measure] for record in records if record["model"] == "live")
+
+
+def test_loudness_off_the_exact_palette_is_in_lu(folder):
+    louder = lambda *settings: 2 * palette(*settings)
+    records = evaluate({"louder": louder}, find_tracks(folder), variant="causal") + evaluate_blends({"louder": louder}, find_tracks(folder), 2, variant="causal")
+    assert all(abs(record["exact_loudness"] - 20 * np.log10(2)) < 1e-3 for record in records)
+    assert not BESIDE_EXACT.keys() & evaluate({"louder": louder}, find_tracks(folder))[0].keys()
+
+
+@pytest.mark.parametrize("form, variant", FORM_VARIANTS.items())
+def test_a_form_takes_batches_and_channels(form, variant):
+    x = torch.tensor(np.stack([demo_clip(22050), 0.1 * demo_clip(22050)[::-1]]).astype(np.float32))
+    render = in_form("dsp", form)
+    assert si_snr(render(x, 22050, [1, 2, 3], 0.8), palette(x, 22050, [1, 2, 3], 0.8, variant)).min() > 60
+    assert si_snr(in_form("dsp", form, 1 << 14)(x, 22050, [1, 2, 3]), render(x, 22050, [1, 2, 3])).min() > 100
+    assert render(x, 22050, [1, 2, 3], 0.0).equal(x)
+
+
+def test_refused_forms(folder):
+    with pytest.raises(PaletteError, match="unknown form"):
+        in_form("dsp", "stage")
+    with pytest.raises(PaletteError, match="unknown model"):
+        in_form("grybox")
+    with pytest.raises(PaletteError, match="unknown variant"):
+        evaluate({"dsp": palette}, find_tracks(folder), variant="lively")
+
+
+# Between the corners
+
+
+def forgets(knob):
+    "The exact palette, which does not know one of its knobs."
+    def render(x, sample_rate, weights, amount=1.0):
+        others = np.where(np.arange(3) == STYLES.index(knob), 0.0, weights)
+        return palette(x, sample_rate, others, min(1.0, others.sum())) if others.any() else x
+    return render
+
+
+@pytest.fixture(scope="module")
+def simplex(tmp_path_factory):
+    "Records of the exact palette, of the cross-fade, and of some that forget a knob."
+    place = tmp_path_factory.mktemp("songs")
+    for number in range(2):
+        write_audio(place / f"song {number}.wav", 0.5 * np.roll(demo_clip(22050), 9999 * number, axis=1)[:, :40000], 22050)
+    models = {"exact": palette, "crossfade": crossfade, "backwards": lambda x, rate, weights: palette(x, rate, np.roll(weights, 1)),
+              **{f"no {knob}": forgets(knob) for knob in ("fullness", "layeredness")}}
+    return evaluate_simplex(models, find_tracks(place), steps=4)
+
+
+def test_points_of_the_simplex():
+    for steps in (2, 3, 10):
+        points = simplex_points(steps)
+        assert len({tuple(point) for point in points.round(6)}) == len(points) and np.allclose(points.sum(1), 1)
+        for corner in range(3):
+            others = np.delete(points, corner, 1)
+            line = points[np.isclose(*others.T), corner]
+            assert np.allclose(np.sort(line), np.arange(steps + 1) / steps)
+
+
+def test_the_exact_palette_is_perfect_between_the_corners(simplex):
+    row = {row["model"]: row for row in summarise_simplex(simplex)}["exact"]
+    assert row["worst"] > 100 and row["points"] == 15 and row["beats"] == row["inside"] == 3
+    weights, distances = simplex_means(simplex, "exact", "stft_distance")
+    assert len(weights) == 15 and distances.max() < 1e-4
+    for row in follow_weights(simplex):
+        if row["model"] == "exact":
+            assert row["songs"] == 2 and row["line_worst"] > 1 - 1e-9
+            assert row["whole_worst"] > rank_correlation(np.arange(15), np.sort(weights[:, 0])) - 1e-9
+
+
+def test_the_crossfade_does_not_beat_itself(simplex):
+    row = {row["model"]: row for row in summarise_simplex(simplex)}["crossfade"]
+    assert row["beats"] == 0 and row["least"] == 0 and row["below"] > 50
+    means = dict(zip(*(values.tolist() if values.ndim == 1 else map(tuple, values) for values in simplex_means(simplex, "crossfade"))))
+    assert row["worst"] == min(means.values()) and np.isclose(row["corners"], np.mean([means[tuple(corner)] for corner in np.eye(3)]))
+    assert all("beats" not in row for row in summarise_simplex([record for record in simplex if record["model"] != "crossfade"]))
+
+
+def test_a_model_that_ignores_a_weight_does_not_follow_it(simplex):
+    rows = {(row["model"], row["measured"]): row for row in follow_weights(simplex)}
+    for name, (_, knob) in KNOBS.items():
+        assert rows[f"no {knob}", name]["whole"] < 0.5 and rows[f"no {knob}", name]["line"] < 0.5
+        other = "layeredness" if knob == "fullness" else "fullness"
+        assert rows[f"no {other}", name]["line_worst"] > 0.99  # what it does know it follows
+        assert rows["backwards", name]["whole"] < 0.5
+
+
+def test_what_a_knob_did_from_known_filters():
+    "A tilt, a gain and a bell, of noise; each shows in its own figure."
+    samples, rate = np.random.default_rng(0).standard_normal(1 << 18) / 10, 44100
+    x = octave_levels(samples, rate)
+    tilted = movements(octave_levels(2 * tilt_reference(samples, rate, -1.5), rate), x, x)
+    assert abs(tilted["tilt_db"] - 1.5) < 0.03 and abs(tilted["level_db"] - 6.02) < 0.3 and abs(tilted["bass_db"]) < 0.2
+    belled = movements(octave_levels(sosfilt(peaking_sos(rate, 150.0, 7.0, 1.0), samples), rate), x, x)
+    assert 4 < belled["bass_db"] < 7 and abs(belled["tilt_db"]) < 0.25
+    assert np.isnan(octave_levels(samples, 4000)[-3:]).all() and np.isfinite(octave_levels(samples, 4000)[:-3]).all()
+
+
+def test_a_song_that_is_as_loud_as_it_should_be_cannot_show_it(tmp_path):
+    "And one that does not sound is left out; none at all is an error."
+    (tmp_path / "songs").mkdir()
+    write_audio(tmp_path / "songs" / "silence.wav", np.zeros((1, 30000)), 22050)
+    with pytest.raises(PaletteError, match="silence only"):
+        evaluate_simplex({"exact": palette}, find_tracks(tmp_path / "songs"), steps=2)
+    samples = demo_clip(22050)[:1]
+    for name, lufs in (("near", -14.3), ("far", -24.0)):
+        write_audio(tmp_path / "songs" / f"{name}.wav", samples * 10 ** ((lufs - loudness_reference(samples, 22050)) / 20), 22050, "FLOAT")
+    said = []
+    (tmp_path / "songs" / "broken.wav").write_bytes(b"RIFF")
+    records = evaluate_simplex({"exact": palette}, find_tracks(tmp_path / "songs", said.append), steps=2, report=said.append)
+    assert {record["song"] for record in records} == {"near.wav", "far.wav"} and any("broken" in str(message) for message in said)
+    assert {row["measured"]: row["songs"] for row in follow_weights(records)} == {"bass": 2, "tilt": 2, "loudness": 1}
+    assert json.loads(write_table(follow_weights(records), "json")) and "nan" not in write_table(records, "csv")
+
+
+# On real songs
+
+
+@pytest.mark.skipif(not os.environ.get("TIMBRE_PALETTE_LONG"), reason="minutes: set TIMBRE_PALETTE_LONG")
+@pytest.mark.parametrize("form, variant", FORM_VARIANTS.items())
+def test_the_gray_box_in_both_forms(songs, form, variant):
+    records = evaluate({**yardsticks(variant), "graybox": in_form("graybox", form)}, find_tracks(songs[0].parent), variant=variant)
+    rows = summarise(records)
+    print(f"\n{form}, beside the {variant} palette\n{write_table(rows)}")
+    rows = {(row["model"], row["measure"]): row for row in rows}
+    assert rows["graybox", "si_snr"]["mean"] >= 45
+    for measure in BESIDE_EXACT if variant != "exact" else ():
+        assert rows["graybox", measure]["mean"] < 0.2 * rows["identity", measure]["mean"]
+
+
+@pytest.mark.skipif(not os.environ.get("TIMBRE_PALETTE_LONG"), reason="minutes: set TIMBRE_PALETTE_LONG")
+def test_the_gray_box_between_the_corners(songs):
+    tracks = find_tracks(songs[0].parent)
+    records = evaluate_simplex({"graybox": find_model("graybox"), "crossfade": crossfade}, tracks[::max(1, len(tracks) // 4)])
+    rows, followed = summarise_simplex(records), follow_weights(records)
+    print(f"\n{write_table(rows)}\n{write_table(followed)}")
+    assert rows[0]["beats"] == rows[0]["inside"] == 36
+    assert all(row["whole"] >= 0.99 and row["line"] >= 0.99 for row in followed if row["model"] == "graybox" and row["songs"])

@@ -152,7 +152,7 @@ def test_double_precision_and_inputs_left_alone(clip):
 
 def test_references_and_batched_forms_stand_in_pairs():
     assert REFERENCE_STAGES.keys() == STAGES.keys()
-    with pytest.raises(PaletteError, match="exact, stft"):
+    with pytest.raises(PaletteError, match="exact, causal, stft"):
         palette(torch.zeros(1, 1, 10), 44100, [1, 0, 0], variant="wavelet")
     with pytest.raises(PaletteError, match="between 0 and 1"):
         palette(torch.zeros(1, 1, 10), 44100, [1, 0, 0], amount=1.5)

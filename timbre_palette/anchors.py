@@ -30,14 +30,14 @@ def _as_array(values):
     "Numbers or a tensor as float64 NumPy."
     return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64)
 
-def normalise_style(weights):
-    """Weights `(..., 3)` of fullness, warmth and layeredness, scaled to sum to one, as float64.
+def normalise_style(weights, axes=STYLES):
+    """Weights `(..., 3)` of fullness, warmth and layeredness, or as many as there are `axes`, scaled to sum to one, as float64.
 
-    Raises `PaletteError` if there are not three, one is negative or not finite, or all are zero.
+    Raises `PaletteError` for another number of them, one that is negative or not finite, or all zero.
     """
     weights = _as_array(weights)
-    if weights.shape[-1:] != (len(STYLES),):
-        raise PaletteError(f"a style has three weights ({', '.join(STYLES)}), not the shape {weights.shape}")
+    if weights.shape[-1:] != (len(axes),):
+        raise PaletteError(f"a style has {'three' if len(axes) == 3 else len(axes)} weights ({', '.join(axes)}), not the shape {weights.shape}")
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise PaletteError(f"style weights must be numbers of 0 or more, not {weights.tolist()}")
     largest = weights.max(-1, keepdims=True)
@@ -263,7 +263,7 @@ def palette(x, sample_rate, weights, amount=1.0, variant="exact"):
     return x
 
 # %% ../nbs/06_anchors.ipynb #palette-stages
-TILT_S = 0.25  # how far the zero-phase tilt reaches, before and after; the causal one is as long as both
+TILT_S = 0.5  # how far the zero-phase tilt reaches, before and after; the causal one is as long as both
 
 def palette_stages(sample_rate, weights, amount=1.0, causal=False):
     """The blend as stages for a signal in blocks `(channels, frames)`: functions that remember, some with a `latency` in frames.

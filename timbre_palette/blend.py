@@ -20,15 +20,16 @@ LETTERS = dict(zip("sam", STYLES))
 PRESETS = {"s80_a10_m10": "mostly fullness; what the paper's listeners liked best", "s33_a33_m33": "all three alike",
            "a80_s10_m10": "mostly warmth", "s25_m75": "mostly layeredness, with some fullness", "a25_m75": "mostly layeredness, with some warmth"}
 
-def parse_style(style):
+def parse_style(style, axes=STYLES):
     """Weights `(3,)` that sum to one for a style: `s80_a10_m10`, `warmth`, `fullness=0.5,warmth=0.5`, or three numbers.
 
-    Raises `PaletteError` for a name that is not understood, or weights that are negative or all zero.
+    `axes` are the names of what is weighted, where there is more than the three. Raises `PaletteError` for a name
+    that is not understood, or weights that are negative or all zero.
     """
     if not isinstance(style, str):
-        return normalise_style(style)
-    if style in STYLES:
-        return np.array([float(style == name) for name in STYLES])
+        return normalise_style(style, axes)
+    if style in axes:
+        return np.array([float(style == name) for name in axes])
     if "=" in style:
         parts = [part.partition("=")[::2] for part in style.replace(" ", "").split(",")]
     else:
@@ -40,15 +41,21 @@ def parse_style(style):
             number = float(value)
         except ValueError:
             number = None
-        if name not in STYLES or number is None or name in weights:
-            raise PaletteError(f"unknown style {style!r}; use {', '.join(STYLES)}, percentages such as s80_a10_m10, or fullness=0.5,warmth=0.5")
+        if name not in axes or number is None or name in weights:
+            raise PaletteError(f"unknown style {style!r}; use {', '.join(axes)}, percentages such as s80_a10_m10, or {axes[0]}=0.5,{axes[1 if axes == STYLES else -1]}=0.5")
         weights[name] = number
-    return normalise_style([weights.get(name, 0.0) for name in STYLES])
+    return normalise_style([weights.get(name, 0.0) for name in axes], axes)
 
 # %% ../nbs/28_blend.ipynb #style-name
-def style_name(weights):
-    "The name of a style by its percentages, as `s80_a10_m10`, without the axes at zero; whole numbers where they say the same."
-    weights = normalise_style(weights)
+def style_name(weights, axes=STYLES):
+    """The name of a style by its percentages, as `s80_a10_m10`, without the axes at zero; whole numbers where they say the same.
+
+    One that weighs other `axes` than the three is named in words, as `fullness=0.5,tape=0.5`.
+    """
+    weights = normalise_style(weights, axes)
+    if weights[len(STYLES):].any():
+        return ",".join(f"{name}={value:.6g}" for name, value in zip(axes, weights) if value > 0)
+    weights = weights[:len(STYLES)]
     percent = np.floor(100 * weights + 1e-6)
     if not percent.any() or not np.allclose(normalise_style(percent), weights, atol=1e-6):
         percent = 100 * weights

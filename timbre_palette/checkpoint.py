@@ -21,7 +21,8 @@ from .audio import PaletteError, atomic_path
 
 # %% ../nbs/12_checkpoint.ipynb #register
 _CLASSES = {}
-_HOMES = {"ConditionalWaveUNet": "timbre_palette.model", "GrayBox": "timbre_palette.graybox", "BlackBox": "timbre_palette.blackbox"}  # classes of this package, imported when a card names them
+_HOMES = {"ConditionalWaveUNet": "timbre_palette.model", "GrayBox": "timbre_palette.graybox", "BlackBox": "timbre_palette.blackbox",
+          **dict.fromkeys(("ColourBox", "LongFilter", "ColourPalette"), "timbre_palette.colours")}  # classes of this package, imported when a card names them
 
 def register(cls):
     "Class decorator: let checkpoints name this class."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'DEVICES', 'BLOCK', 'BIT_DEPTHS', 'CLOSEST', 'CEILING_DBTP', 'CLIPS', 'TOO_LONG', 'SUFFIXES', 'find_model',
-           'find_stages', 'model_label', 'find_device', 'enhance', 'choose_subtype', 'headroom_gain_db',
+           'find_stages', 'resolve', 'model_label', 'find_device', 'enhance', 'choose_subtype', 'headroom_gain_db',
            'check_settings', 'check_apart', 'enhance_file', 'plan_outputs', 'inspect_file']
 
 # %% ../nbs/26_enhance.ipynb #imports
@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .anchors import palette, palette_stages, stage_strengths
+from .anchors import STYLES, palette, palette_stages, stage_strengths
 from .audio import AV_SUFFIXES, CONTAINERS, PCM_BITS, PaletteError, audio_writer, check_output, db_to_gain, enough_memory, gain_to_db, open_audio, read_audio
 from .blend import parse_style, style_name
 from .checkpoint import Pretrained
+from .colours import find_palette
 from .loudness import LoudnessMeter, PeakMeter
 from .mastering import MARGIN_DB, dither, level_report
 from .metrics import describe_spectrum
@@ -65,6 +66,17 @@ def find_stages(name, device="cpu"):
     "The stages function of a model, with the signature of `palette_stages`; names and errors as of `find_model`."
     return palette_stages if name == "dsp" else _find(name).to(device).stages
 
+def resolve(style, model="graybox"):
+    """The model that renders a style, and the style's weights and the names of their axes, three values.
+
+    A style in words that weighs a colour of your own, such as `fullness=0.5,tape=0.5`, is rendered by the learned palette that has it
+    (see `colours.find_palette`) in place of the gray-box. Raises `PaletteError` for a style or model that does not exist.
+    """
+    if model == "graybox":
+        model = str(find_palette(style) or model)
+    axes = STYLES if model in MODELS else tuple(getattr(_find(model), "axes", STYLES))
+    return model, parse_style(style, axes), axes
+
 def model_label(name):
     "What a model is called in tables and reports."
     return MODELS.get(name, str(name))
@@ -92,7 +104,8 @@ def enhance(samples, sample_rate, style="s80_a10_m10", amount=1.0, model="graybo
     amount, model or device that does not exist.
     """
     device = find_device(device)
-    stages = find_stages(model, device)(sample_rate, parse_style(style), amount)
+    model, weights, _ = resolve(style, model)
+    stages = find_stages(model, device)(sample_rate, weights, amount)
     x = np.asarray(samples, np.float32)
     if not x.shape[1]:
         return x.copy()
@@ -140,14 +153,14 @@ def headroom_gain_db(peak_dbtp, subtype, clip="scale", ceiling_dbtp=CEILING_DBTP
 
 # %% ../nbs/26_enhance.ipynb #check-settings
 def check_settings(style="s80_a10_m10", amount=1.0, model="graybox", bits="auto", clip="scale", ceiling_dbtp=CEILING_DBTP, device="cpu"):
-    "The weights of the style, once all settings have been found to exist; raises `PaletteError` for the first that does not."
-    weights = parse_style(style)
-    stage_strengths(weights, amount)
+    "The model, the style's weights and the names of their axes (see `resolve`), once all settings have been found to exist; raises `PaletteError` for the first that does not."
     find_model(model)
+    model, weights, axes = resolve(style, model)
+    stage_strengths([1] * len(STYLES), amount)
     find_device(device)
     headroom_gain_db(0.0, "FLOAT", clip, ceiling_dbtp)
     choose_subtype(CONTAINERS[".wav"], bits, "PCM_16")  # a container that holds every depth
-    return weights
+    return model, weights, axes
 
 # %% ../nbs/26_enhance.ipynb #check-apart
 def check_apart(source, destination):
@@ -186,7 +199,7 @@ def enhance_file(source, destination, style="s80_a10_m10", amount=1.0, model="gr
     started = time.perf_counter()
     progress = progress or (lambda stage, fraction: None)
     source, destination = Path(source), Path(destination)
-    weights = check_settings(style, amount, model, bits, clip, ceiling_dbtp, device)
+    model, weights, axes = check_settings(style, amount, model, bits, clip, ceiling_dbtp, device)
     choose_subtype(check_output(destination), bits, "PCM_16")
     if not overwrite:
         check_apart(source, destination)
@@ -236,7 +249,7 @@ def enhance_file(source, destination, style="s80_a10_m10", amount=1.0, model="gr
                     write(dither(samples, PCM_BITS[subtype], [0, number], result.sounding) if dithering else samples)
                     seen += block.shape[1]
                     progress("writing", seen / result.frames)
-        return {"input": str(source), "output": str(destination), "style": style_name(weights), "weights": weights.round(6).tolist(),
+        return {"input": str(source), "output": str(destination), "style": style_name(weights, axes), "weights": weights.round(6).tolist(),
                 "amount": float(amount), "model": model, "sample_rate": rate, "channels": channels,
                 "frames": seen, "seconds": round(seen / rate, 3), "format": subtype,
                 "input_lufs": _finite(loudness.read()), "input_dbtp": _finite(peak.read()), "output_lufs": _finite(loudness_after + gain_db),

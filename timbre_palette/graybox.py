@@ -24,8 +24,8 @@ from .loudness import Leveller, integrated_loudness
 def prototype_axis(n_fft, sample_rate, cutoff_hz):
     """Where the bins of an FFT lie on a prototype's frequency axis, on which the cutoff is 1: `(n, bins)` for `cutoff_hz` `(n,)`,
     and a mask `(n, 1)` of the cutoffs that the rate can hold."""
-    bins = torch.arange(n_fft // 2 + 1, dtype=cutoff_hz.dtype, device=cutoff_hz.device)
-    axis = torch.tan(math.pi / n_fft * bins).clamp(0, 1e6)  # Nyquist lies at infinity
+    half = torch.arange(n_fft // 2 + 1, dtype=cutoff_hz.dtype, device=cutoff_hz.device) * (math.pi / n_fft)
+    axis = half.sin() / half.cos().clamp(min=1e-6)  # Nyquist lies at infinity
     fits = (cutoff_hz < USABLE * sample_rate)[:, None]
     cutoff = torch.tan(math.pi * cutoff_hz.clamp(max=USABLE * sample_rate) / sample_rate)
     return axis / cutoff[:, None], fits

@@ -170,6 +170,8 @@ class LoudnessMeter:
 
     def push(self, x):
         "Listen to the next block."
+        if not x.shape[-1]:
+            return
         weights = torch.as_tensor(channel_weights(x.shape[0]), dtype=x.dtype, device=x.device)
         energy = (weights @ self._weigh(x).square_()).cpu().numpy()
         start, self.frames = self.frames, self.frames + len(energy)
@@ -250,12 +252,13 @@ def _between(x, oversample=8, chunk=1 << 12):
 def _highest(windows, matrix, highest, chunk=1 << 12):
     """The highest of `highest` `(signals,)` and the levels between the samples of `windows` `(signals, n, length)`.
 
-    Interpolation can raise the highest sample of a window by so much and no more, so only windows that could matter are looked at.
+    Interpolation can raise the highest sample of a window by so much and no more, so a CPU looks only at windows that could matter.
     """
     most, highest = matrix.abs().sum(0).max(), highest.clone()
     for signal, rows in enumerate(windows):
         for part in rows.split(chunk):
-            part = part[part.abs().amax(1) * most > highest[signal]]
+            if part.device.type == "cpu":
+                part = part[part.abs().amax(1) * most > highest[signal]]
             if len(part):
                 highest[signal] = torch.maximum(highest[signal], (part @ matrix).abs().max())
     return highest

@@ -42,7 +42,7 @@ class Stream:
     @torch.inference_mode()
     def push(self, x):
         "The next block."
-        for stage in self.stages:
+        for stage in self.stages if x.shape[-1] else ():
             x = stage(x)
         return x
 
