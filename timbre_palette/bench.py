@@ -255,7 +255,9 @@ def _memory_mb(name="", path="", style=""):
     work = "" if not name else ("from timbre_palette.audio import keep_freed_memory, read_audio; keep_freed_memory(); torch.set_num_threads(1)\n"
                                 "from timbre_palette.bench import WAYS; from timbre_palette.blend import parse_style\n"
                                 f"sound = read_audio({str(path)!r}); WAYS[{name!r}].render(sound.samples, sound.sample_rate, parse_style({style!r}))\n")
-    code = f"import torch, resource\n{work}print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    peak = ("from pathlib import Path; status = Path('/proc/self/status')\n"  # what getrusage says would begin with the memory of the process that started this one
+            "print(status.read_text().split('VmHWM:')[1].split()[0] if status.exists() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+    code = f"import torch, resource\n{work}{peak}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     return int(done.stdout.split()[-1]) / (1e6 if sys.platform == "darwin" else 1e3) if done.returncode == 0 else None
 
