@@ -258,3 +258,12 @@ def test_the_gray_box_between_the_corners(songs):
     asked = rank_correlation(np.arange(len(shared)), shared) - 0.0025  # 0.99 on 66 points
     for row in followed:
         assert row["model"] != "graybox" or not row["songs"] or (row["whole"] >= asked and row["line"] >= 0.99)
+
+
+def test_the_command_scores_forms(folder, capsys):
+    assert main(["evaluate", str(folder), "--form", "live", "--models", "graybox", "dsp", "--seconds", "1", "--layout", "json"]) == 0
+    rows = {(row["model"], row["measure"]): row["mean"] for row in json.loads(capsys.readouterr().out)}
+    assert rows["dsp", "si_snr"] > 70 and rows["graybox", "si_snr"] > 45 > rows["identity", "si_snr"]
+    assert rows["graybox", "exact_stft_distance"] < rows["identity", "exact_stft_distance"]
+    assert main(["evaluate", str(folder), "--form", "live", "--models", "waveunet-v2"]) == 2 and "live" in capsys.readouterr().err
+    assert main(["evaluate", str(folder), "--form", "dead"]) == 2 and main(["evaluate", str(folder), "--simplex", "--blends", "3"]) == 2

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import timbre_palette
@@ -100,6 +101,8 @@ def make_parser():
     evaluate.add_argument("-m", "--models", nargs="+", default=["graybox", "blackbox", "waveunet-v2"], metavar="MODEL",
                           help="as for enhance (default: graybox blackbox waveunet-v2); identity and oracle are always there")
     evaluate.add_argument("--seconds", type=float, default=10.0, help="how much of each song, from its start (default: %(default)s)")
+    evaluate.add_argument("--form", default="offline", help="offline, or in blocks: studio, or live, which only graybox and dsp can, held against the palette with a causal tilt (default: %(default)s)")
+    evaluate.add_argument("--simplex", action="store_true", help="the 66 styles in steps of a tenth, beside a cross-fade of the anchors, and whether the sound follows its knobs (long)")
     evaluate.add_argument("--blends", type=int, default=0, metavar="N", help="N random styles at random amounts instead of the three corners")
     evaluate.add_argument("--seed", type=int, default=0, help="for --blends (default: %(default)s)")
     evaluate.add_argument("--layout", default="text", help="text, markdown, csv or json (default: %(default)s)")
@@ -118,10 +121,13 @@ def make_parser():
     export.add_argument("--time", action="store_true", help="also time it beside torch")
     export.set_defaults(run=run_export)
 
-    bench = commands.add_parser("bench", help="time reading segments, the paper's way and ours, and what training waits for them; or effects")
+    bench = commands.add_parser("bench", help="time reading segments, the paper's way and ours, and what training waits for them; or effects; or models")
     bench.add_argument("-d", "--data", nargs="+", action="extend", metavar="PLACE", help=DATA_HELP + " (default: the demo clip, repeated)")
     bench.add_argument("--steps", type=int, default=20, help="steps of training to time; 0 leaves it out (default: %(default)s)")
     bench.add_argument("--effects", action="store_true", help="time an equaliser and a compressor beside dasp-pytorch instead, and attack and release beside a loop over samples (minutes)")
+    bench.add_argument("--models", action="store_true", help="time every way to render a style instead, in memory and file to file, on one and two threads, with memory and nearness")
+    bench.add_argument("--seconds", type=float, default=60.0, help="for --models, of sound (default: %(default)g)")
+    bench.add_argument("--layout", default="text", help="for --models: text, markdown, csv or json (default: %(default)s)")
     bench.set_defaults(run=run_bench)
     return parser
 
@@ -347,13 +353,14 @@ def run_info(options):
 
 # %% ../nbs/44_cli.ipynb #run-evaluate
 def _table(rows, layout):
-    "Rows of `summarise` as text."
+    "Rows of a summary as text."
     from timbre_palette.enhance import model_label
-    from timbre_palette.evaluation import MEASURES, write_table
+    from timbre_palette.evaluation import BESIDE_EXACT, MEASURES, write_table
     if layout in ("csv", "json"):
         return write_table(rows, layout)
-    shown = [{**{name.replace("_", " "): value for name, value in row.items() if name != "inverted"}, "measure": MEASURES[row["measure"]],
-              "model": model_label(row["model"]) + (" (inverted!)" if row["inverted"] else "")} for row in rows]
+    names = {**MEASURES, **BESIDE_EXACT}
+    shown = [{**{name.replace("_", " "): names.get(value, value) if name == "measure" else value for name, value in row.items() if name != "inverted"},
+              "model": model_label(row["model"]) + (" (inverted!)" if row.get("inverted") else "")} for row in rows]
     return write_table(shown, layout)
 
 def _count_songs(bar):
@@ -373,22 +380,36 @@ def run_evaluate(options):
     "`timbre-palette evaluate`."
     from tqdm import tqdm
     from timbre_palette.audio import PaletteError, keep_freed_memory
+    from timbre_palette.blend import crossfade
     from timbre_palette.enhance import find_model
-    from timbre_palette.evaluation import WRITERS, YARDSTICKS, evaluate, evaluate_blends, summarise
+    from timbre_palette.evaluation import FORM_VARIANTS, WRITERS, evaluate, evaluate_blends, evaluate_simplex, follow_weights, in_form, summarise, summarise_simplex, yardsticks
     from timbre_palette.songs import find_tracks, recognise
     if options.layout not in WRITERS:
         raise PaletteError(f"unknown table layout {options.layout!r}; use {', '.join(WRITERS)}")
     if not 0 < options.seconds < 1e6 or not 0 <= options.blends <= 10 ** 6 or options.seed < 0:
         raise PaletteError("--seconds is a number above 0, --blends a whole number up to a million, --seed one of 0 or more")
+    if options.simplex and options.blends:
+        raise PaletteError("--simplex and --blends are two ways to choose styles; use one of them")
+    if options.form != "offline" and options.form not in FORM_VARIANTS:
+        raise PaletteError(f"unknown form {options.form!r}; use offline, {', '.join(FORM_VARIANTS)}")
     keep_freed_memory()
-    place = Path(options.data) if options.data else options.data
-    models = {**YARDSTICKS, **{name: find_model(name) for name in options.models}}
+    place, variant = Path(options.data) if options.data else options.data, FORM_VARIANTS.get(options.form, "exact")
+    models = {name: find_model(name) if options.form == "offline" else in_form(name, options.form) for name in options.models}
     tracks = find_tracks(place / "test" if place and (place / "test").is_dir() and not recognise(place) else place, _report)
     tracks = [track for track in tracks if track.split == "test"] or tracks
     with tqdm(leave=False, disable=None, desc="scoring") as bar:
-        records = (evaluate_blends(models, tracks, options.blends, options.seed, options.seconds, _count_songs(bar), _report) if options.blends
-                   else evaluate(models, tracks, seconds=options.seconds, progress=_count_songs(bar), report=_report))
-    _show(_table(summarise(records, each_style=not options.blends), options.layout))
+        told = {"seconds": options.seconds, "progress": _count_songs(bar), "report": _report, "variant": variant}
+        if options.simplex:
+            records = evaluate_simplex({"crossfade": partial(crossfade, variant=variant), **models}, tracks, **told)
+        elif options.blends:
+            records = evaluate_blends({**yardsticks(variant), **models}, tracks, options.blends, options.seed, **told)
+        else:
+            records = evaluate({**yardsticks(variant), **models}, tracks, **told)
+    if options.simplex:
+        tables = {"styles": summarise_simplex(records), "knobs": follow_weights(records)}
+        _show(json.dumps(tables, indent=2) if options.layout == "json" else "\n\n".join(_table(rows, options.layout) for rows in tables.values()))
+    else:
+        _show(_table(summarise(records, each_style=not options.blends), options.layout))
     return 0
 
 # %% ../nbs/44_cli.ipynb #run-train
@@ -489,12 +510,30 @@ def run_export(options):
     return 0
 
 # %% ../nbs/44_cli.ipynb #run-bench
+def _bench_models(options):
+    "`timbre-palette bench --models`."
+    from tqdm import tqdm
+    from timbre_palette.audio import PaletteError, keep_freed_memory
+    from timbre_palette.bench import time_models, write_models
+    from timbre_palette.evaluation import WRITERS
+    if options.layout not in WRITERS:
+        raise PaletteError(f"unknown table layout {options.layout!r}; use {', '.join(WRITERS)}")
+    if not 1 <= options.seconds <= 1e5:
+        raise PaletteError("--seconds is a number of 1 or more")
+    keep_freed_memory()
+    with tqdm(leave=False, disable=None, desc="timing") as bar:
+        rows = time_models(options.data or (), options.seconds, progress=_count_songs(bar))
+    _show(write_models(rows, options.layout))
+    return 0
+
 def run_bench(options):
     "`timbre-palette bench`."
     from timbre_palette.audio import PaletteError
     from timbre_palette.bench import compare_segments, time_effects, time_recursion, time_waiting
     if not 0 <= options.steps <= 10 ** 6:
         raise PaletteError("--steps is a whole number of 0 or more")
+    if options.models:
+        return _bench_models(options)
     if options.effects:
         print("equaliser and compressor, forwards and backwards, 6 x 262,144 samples at 24 kHz", flush=True)
         times = time_effects()
