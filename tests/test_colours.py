@@ -440,18 +440,18 @@ def test_six_effects_in_seconds(name, few_songs, tmp_path):
     assert model.card["error_ratio"] < (0.9 if name == "chorus" else 0.3) * model.card["identity"]
 
 
-@pytest.mark.skipif(not os.environ.get("TIMBRE_PALETTE_LONG"), reason="takes half an hour: set TIMBRE_PALETTE_LONG=1")
-@pytest.mark.parametrize("name", EFFECTS)
-def test_six_effects_on_real_music(name, tmp_path):
-    pytest.importorskip("pedalboard", reason="pedalboard is not installed (extra plugins)")
-    if data_folder() is None:
-        pytest.skip("no real music here: set TIMBRE_PALETTE_DATA to a folder with music/test in it")
-    music, (spec, most) = data_folder() / "music", EFFECTS[name]
-    told = []
-    model = learn_colour(f"plugin:{spec}", music / "train", tmp_path, report=told.append)
-    ratio, nothing = score(model, find_colour(f"plugin:{spec}"), find_tracks(music / "test"))
-    print(f"\n{name} by {model.card['learner']}: error to signal {ratio:.2g}, doing nothing {nothing:.2g}" + (f" ({WHY[name]})" if name in WHY else "") + "\n  " + told[-2])
-    assert ratio < nothing and (most is None or ratio <= most)
+if os.environ.get("TIMBRE_PALETTE_LONG"):  # half an hour
+    @pytest.mark.parametrize("name", EFFECTS)
+    def test_six_effects_on_real_music(name, tmp_path):
+        pytest.importorskip("pedalboard", reason="pedalboard is not installed (extra plugins)")
+        if data_folder() is None:
+            pytest.skip("no real music here: set TIMBRE_PALETTE_DATA to a folder with music/test in it")
+        music, (spec, most) = data_folder() / "music", EFFECTS[name]
+        told = []
+        model = learn_colour(f"plugin:{spec}", music / "train", tmp_path, report=told.append)
+        ratio, nothing = score(model, find_colour(f"plugin:{spec}"), find_tracks(music / "test"))
+        print(f"\n{name} by {model.card['learner']}: error to signal {ratio:.2g}, doing nothing {nothing:.2g}" + (f" ({WHY[name]})" if name in WHY else "") + "\n  " + told[-2])
+        assert ratio < nothing and (most is None or ratio <= most)
 
 
 def test_the_commands_learn_and_enhance(few_songs, home, tmp_path, capsys):

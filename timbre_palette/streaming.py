@@ -57,18 +57,29 @@ def open_stream(model, sample_rate, weights, amount=1.0, form="live"):
 
 # %% ../nbs/24_streaming.ipynb #in-step
 def in_step(stream, blocks):
-    "Yields what a `stream` makes of `blocks`, as many frames as went in and in step with them."
-    ahead, channels = stream.latency, None  # frames that come too early to be counted
+    """Yields what a `stream` makes of `blocks`, as many frames as went in and in step with them.
+
+    Each stage hears as much as went in and then silence: what one rings on after the end is cut off before the next hears it, as in the palette's definition.
+    """
+    for stage in stream.stages:
+        blocks = _through(stage, blocks)
+    return blocks
+
+@torch.inference_mode()
+def _through(stage, blocks):
+    "One stage, what is late put in its place."
+    late = getattr(stage, "latency", 0)
+    ahead, block = late, None  # frames that come too early to be counted
     for block in blocks:
-        channels = block.shape[0]
-        y = stream.push(block)
-        if y.shape[1] > ahead:
-            yield y[:, ahead:]
-        ahead = max(0, ahead - y.shape[1])
-    left = stream.latency if channels else 0
+        if block.shape[1]:
+            y = stage(block)
+            if y.shape[1] > ahead:
+                yield y[:, ahead:]
+            ahead = max(0, ahead - y.shape[1])
+    left = late if block is not None else 0
     while left:
-        silence = torch.zeros(channels, min(left, 1 << 16), device=y.device)
-        y, left = stream.push(silence), left - silence.shape[1]
+        silence = block.new_zeros(block.shape[0], min(left, 1 << 16))
+        y, left = stage(silence), left - silence.shape[1]
         if y.shape[1] > ahead:
             yield y[:, ahead:]
         ahead = max(0, ahead - y.shape[1])
@@ -163,17 +174,12 @@ def _gain_last(part):
     return isinstance(part[0], Leveller) and all(isinstance(stage, Convolver) for stage in part[1:])
 
 class _Tap:
-    "A stage that lets a meter hear what goes by, but for what is `early` because of stages before it, and what only pushes out what is `late` after it."
-    def __init__(self, meter, early, late):
-        self.meter, self._early, self._late, self._kept = meter, early, late, None
+    "A stage that lets a meter hear what goes by."
+    def __init__(self, meter):
+        self.meter = meter
 
     def __call__(self, x):
-        heard = x[:, self._early:]
-        self._early = max(0, self._early - x.shape[1])
-        self._kept = heard if self._kept is None else torch.cat([self._kept, heard], -1)
-        due = max(0, self._kept.shape[1] - self._late)
-        self.meter.push(self._kept[:, :due])
-        self._kept = self._kept[:, due:].clone()
+        self.meter.push(x)
         return x
 
 def render_long(stages, blocks, sample_rate, channels, folder=None, in_memory=1 << 26, meters=(), progress=None):
@@ -186,7 +192,7 @@ def render_long(stages, blocks, sample_rate, channels, folder=None, in_memory=1 
     before, level = LoudnessMeter(sample_rate), None
     if todo and _gain_last(last):
         level, *filters = last
-        *todo, last = [*todo[:-1], [*todo[-1], _Tap(before, Stream(todo[-1]).latency, Stream(filters).latency), *filters]]
+        *todo, last = [*todo[:-1], [*todo[-1], _Tap(before), *filters]]
     def heard(part, number, source):
         "What a pass makes, measured as it goes by."
         frames = 0
