@@ -564,6 +564,13 @@ def run_demo(options):
     return 0
 
 # %% ../nbs/44_cli.ipynb #main
+def _part():
+    "Leave the other processes in good order, where there are any: torn down at exit, their connection can abort."
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1") and "torch" in sys.modules:
+        import torch
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
 def main(arguments=None):
     "Run the command line on a list of arguments (default: the process's own); the exit code."
     try:
@@ -573,7 +580,9 @@ def main(arguments=None):
     try:
         from timbre_palette.audio import PaletteError
         try:
-            return options.run(options)
+            code = options.run(options)
+            _part()
+            return code
         except (PaletteError, OSError) as error:
             print(_message(error), file=sys.stderr)
             return 2
