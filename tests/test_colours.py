@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import data_folder
 from scipy.signal import butter, lfilter
 
 from timbre_palette.anchors import STYLES, palette
@@ -442,11 +441,9 @@ def test_six_effects_in_seconds(name, few_songs, tmp_path):
 
 if os.environ.get("TIMBRE_PALETTE_LONG"):  # half an hour
     @pytest.mark.parametrize("name", EFFECTS)
-    def test_six_effects_on_real_music(name, tmp_path):
+    def test_six_effects_on_real_music(name, songs, tmp_path):
         pytest.importorskip("pedalboard", reason="pedalboard is not installed (extra plugins)")
-        if data_folder() is None:
-            pytest.skip("no real music here: set TIMBRE_PALETTE_DATA to a folder with music/test in it")
-        music, (spec, most) = data_folder() / "music", EFFECTS[name]
+        music, (spec, most) = songs[0].parent.parent, EFFECTS[name]
         told = []
         model = learn_colour(f"plugin:{spec}", music / "train", tmp_path, report=told.append)
         ratio, nothing = score(model, find_colour(f"plugin:{spec}"), find_tracks(music / "test"))

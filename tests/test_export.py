@@ -9,10 +9,11 @@ from conftest import data_folder
 from timbre_palette.anchors import palette, palette_stages
 from timbre_palette.audio import PaletteError, read_audio, resample
 from timbre_palette.blackbox import BlackBox
-from timbre_palette.export import FORMS, OnnxStream, export_controller, export_onnx, open_onnx, time_stream
+from timbre_palette.export import OnnxStream, export_controller, export_onnx, open_onnx, time_stream
 from timbre_palette.graybox import GrayBox
 from timbre_palette.loudness import integrated_loudness
 from timbre_palette.songs import find_tracks
+from timbre_palette.streaming import FORMS
 from timbre_palette.synth import demo_clip
 
 SHIPPED = "graybox"  # the name of shipped weights to test with; without it, small random controllers

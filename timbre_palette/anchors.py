@@ -11,7 +11,6 @@ __all__ = ['STYLES', 'PEAK_HZ', 'PEAK_DB', 'PEAK_Q', 'BAND_HZ', 'DRIVE', 'TARGET
            'palette', 'palette_stages']
 
 # %% ../nbs/06_anchors.ipynb #imports
-import math
 from functools import partial
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from scipy.signal import ShortTimeFFT, get_window, sosfilt
 
 from .audio import PaletteError
-from .filters import (Convolver, as_double, bandpass_sos, centred_response, fft_filter, finite_taps, frequency_response, impulse_response, minimum_phase, peaking, peaking_sos,
+from .filters import (Convolver, as_double, bandpass_sos, fft_filter, finite_taps, frequency_response, gain_convolver, peaking, peaking_sos,
                                     per_item, spectral_tilt, tanh_, tilt_gain_db, tilt_reference)
 from .loudness import Leveller, integrated_loudness, loudness_reference
 
@@ -47,15 +46,15 @@ def normalise_style(weights, axes=STYLES):
     return weights / weights.sum(-1, keepdims=True)
 
 # %% ../nbs/06_anchors.ipynb #stage-strengths
-def stage_strengths(weights, amount=1.0):
-    """How strongly each stage acts: `amount` times the normalised weights, `(..., 3)` float64.
+def stage_strengths(weights, amount=1.0, axes=STYLES):
+    """How strongly each stage acts: `amount` times the normalised weights, `(..., 3)` float64, or as many as there are `axes`.
 
     `amount` is a number or an array `(batch,)`. Raises `PaletteError` as `normalise_style`, or if it is outside 0 to 1.
     """
     amount = _as_array(amount)
     if not ((amount >= 0) & (amount <= 1)).all():
         raise PaletteError(f"amount must lie between 0 and 1, not {amount.tolist()}")
-    return normalise_style(weights) * amount[..., None]
+    return normalise_style(weights, axes) * amount[..., None]
 
 # %% ../nbs/06_anchors.ipynb #fullness-reference
 PEAK_HZ, PEAK_DB, PEAK_Q = 150.0, 7.0, 1.0
@@ -271,7 +270,6 @@ def palette_stages(sample_rate, weights, amount=1.0, causal=False):
     Arguments and errors as of `palette`. One that `listens` is a `loudness.Leveller`.
     """
     s, a, m = stage_strengths(weights, amount)
-    grid = 2 ** math.ceil(math.log2(2 * sample_rate))
     fir = lambda sos: finite_taps(lambda n_fft: frequency_response(as_double(sos), n_fft), sample_rate // 2)
     stages = []
     if s:
@@ -286,8 +284,6 @@ def palette_stages(sample_rate, weights, amount=1.0, causal=False):
             return torch.add(x, tanh_(DRIVE * middle).sub_(middle), alpha=a)
         stages.append(warm)
     if m:
-        gain = 10 ** (as_double(tilt_gain_db(np.arange(grid // 2 + 1) * sample_rate / grid, SLOPE_DB * m, PIVOT_HZ)) / 20)
-        reach = round(TILT_S * sample_rate)
-        tilt = Convolver(impulse_response(minimum_phase(gain), 2 * reach)) if causal else Convolver(centred_response(gain, reach), reach)
-        stages += [Leveller(lambda lufs: m * (TARGET_LUFS - lufs) if lufs >= -70 else 0.0, sample_rate), tilt]
+        gain = lambda n_fft: 10 ** (as_double(tilt_gain_db(np.arange(n_fft // 2 + 1) * sample_rate / n_fft, SLOPE_DB * m, PIVOT_HZ)) / 20)
+        stages += [Leveller(lambda lufs: m * (TARGET_LUFS - lufs) if lufs >= -70 else 0.0, sample_rate), gain_convolver(gain, sample_rate, TILT_S, causal)]
     return stages

@@ -13,7 +13,7 @@ from torch import nn
 from .audio import PaletteError
 from .checkpoint import register
 from .filters import Convolver, centred_response
-from .graybox import AUDIBLE_LUFS, Controller, StyledModel
+from .graybox import Controller, StyledModel, with_loudness
 from .loudness import integrated_loudness
 
 # %% ../nbs/15_blackbox.ipynb #kernels
@@ -55,8 +55,7 @@ class StyledConvolution(nn.Module):
 
     def settings(self, strengths, loudness):
         "What the style and the loudness `(batch,)` in LUFS ask for: four tensors `(batch, …)`."
-        relative = (loudness.clamp(min=AUDIBLE_LUFS)[:, None] + 20) / 10  # music lies around −20 LUFS
-        return self.controller(torch.cat([strengths, strengths * relative], 1)).split(self.sizes, 1)
+        return self.controller(with_loudness(strengths, loudness)).split(self.sizes, 1)
 
     def at_loudness(self, x, sample_rate, strengths, loudness):
         "The layer for an `x` that is part of something whose `loudness` `(batch,)` is known."

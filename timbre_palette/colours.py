@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST_DELAY_S', 'KINDS', 'PEAK_DB', 'RUN_IN_S', 'RECIPE', 'BOXES', 'LEARNERS', 'TRIAL_STEPS', 'CLEARLY', 'ALIKE',
-           'AHEAD', 'ROOM_S', 'SONGS_FOR_ROOM', 'SONG_S', 'VALIDATION_S', 'Colour', 'find_delay', 'Pairs',
+           'AHEAD', 'ROOM_S', 'SONGS_FOR_ROOM', 'SONG_S', 'VALIDATION_S', 'NAME', 'Colour', 'find_delay', 'Pairs',
            'find_colour', 'Sections', 'Curve', 'Dynamics', 'Gain', 'ColourBox', 'solve_filter', 'LongFilter',
            'error_ratio', 'ColourBatch', 'at_peak', 'ColourSegments', 'PairSegments', 'ColourObjective',
            'choose_learner', 'learn_colour', 'Aside', 'ColourPalette', 'palettes_folder', 'check_name', 'learn_palette',
@@ -30,7 +30,7 @@ import torch
 from scipy.fft import irfft, next_fast_len, rfft
 from torch import nn
 
-from .anchors import STYLES, normalise_style, palette, palette_stages
+from .anchors import STYLES, palette, palette_stages, stage_strengths
 from .audio import PaletteError, atomic_path, db_to_gain, read_audio
 from .blend import parse_style
 from .checkpoint import Pretrained, find_class, register, shipped
@@ -39,7 +39,7 @@ from .effects.ballistics import attack_release, time_coefficient
 from .effects.compressor import FLOOR, gain_reduction_db
 from .effects.plugins import BUILT_IN, plugin
 from .filters import USABLE, Convolver, impulse_response, per_item
-from .graybox import RING_S, apply_response
+from .graybox import RING_S, apply_response, prototype_axis
 from .losses import LOSSES
 from .recipe import OPTIMISERS, Recipe
 from .songs import SUFFIXES, describe_tracks
@@ -226,8 +226,7 @@ class Sections(nn.Module):
     def response(self, n_fft, sample_rate):
         "The response `(bins,)`."
         hz = 2 ** self.octave.clamp(min=math.log2(10), max=math.log2(USABLE * sample_rate))
-        half = torch.arange(n_fft // 2 + 1, dtype=hz.dtype, device=hz.device) * (math.pi / n_fft)
-        axis = half.sin() / half.cos().clamp(min=1e-6) / torch.tan(math.pi / sample_rate * hz)[:, None]  # the bilinear transform's, the frequency at 1
+        axis, _ = prototype_axis(n_fft, sample_rate, hz)
         low, middle, high = self.mix[..., None].unbind(1)
         square, across = axis * axis, axis / self.log_q.clamp(-3, 3).exp()[:, None]
         return (torch.complex(low - high * square, middle * across) / torch.complex(1 - square, across)).prod(0)
@@ -683,10 +682,7 @@ class ColourPalette(Pretrained):
 
         Raises `PaletteError` for another number of weights, negative ones, all zero, or an amount outside 0 to 1.
         """
-        amount = np.asarray(amount.detach().cpu() if isinstance(amount, torch.Tensor) else amount, np.float64)
-        if not ((amount >= 0) & (amount <= 1)).all():
-            raise PaletteError(f"amount must lie between 0 and 1, not {amount.tolist()}")
-        return normalise_style(weights, self.axes) * amount[..., None]
+        return stage_strengths(weights, amount, self.axes)
 
     def render(self, x, sample_rate, weights, amount=1.0):
         """`x` `(batch, channels, time)` in a style, called as `anchors.palette` is: `weights` `(axes,)` or `(batch, axes)`, `amount` a number or `(batch,)`.
@@ -733,9 +729,11 @@ def palettes_folder():
     usual = Path.home() / ("Library/Application Support" if sys.platform == "darwin" else ".local/share")
     return Path(os.environ.get("XDG_DATA_HOME") or os.environ.get("LOCALAPPDATA") or usual) / "timbre_palette"
 
+NAME = r"[a-z][a-z0-9_-]{0,39}"
+
 def check_name(name, taken=()):
     "`name`, found to be a plain word that is not taken; raises `PaletteError` where it is not."
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", name):
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
         raise PaletteError(f"{name!r} is no name; use a plain word of small letters, digits, - and _, such as tape")
     if name in {*STYLES, "dsp", "blackbox", *shipped(), *taken} or re.fullmatch(r"[a-z]\d+(_[a-z]\d+)*", name):
         raise PaletteError(f"the name {name} is taken or reads as a style; choose another")
@@ -808,7 +806,7 @@ def find_palette(style):
         parse_style(style)
         return None
     except PaletteError:
-        if not wanted or not all(re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", name) for name in wanted):
+        if not wanted or not all(re.fullmatch(NAME, name) for name in wanted):
             raise
     palettes = known_palettes()
     for folder, axes in palettes.items():

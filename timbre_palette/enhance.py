@@ -156,7 +156,7 @@ def check_settings(style="s80_a10_m10", amount=1.0, model="graybox", bits="auto"
     "The model, the style's weights and the names of their axes (see `resolve`), once all settings have been found to exist; raises `PaletteError` for the first that does not."
     find_model(model)
     model, weights, axes = resolve(style, model)
-    stage_strengths([1] * len(STYLES), amount)
+    stage_strengths(weights, amount, axes)
     find_device(device)
     headroom_gain_db(0.0, "FLOAT", clip, ceiling_dbtp)
     choose_subtype(CONTAINERS[".wav"], bits, "PCM_16")  # a container that holds every depth
@@ -200,6 +200,7 @@ def enhance_file(source, destination, style="s80_a10_m10", amount=1.0, model="gr
     progress = progress or (lambda stage, fraction: None)
     source, destination = Path(source), Path(destination)
     model, weights, axes = check_settings(style, amount, model, bits, clip, ceiling_dbtp, device)
+    device = find_device(device)
     choose_subtype(check_output(destination), bits, "PCM_16")
     if not overwrite:
         check_apart(source, destination)
@@ -215,7 +216,7 @@ def enhance_file(source, destination, style="s80_a10_m10", amount=1.0, model="gr
                 block = torch.from_numpy(np.ascontiguousarray(block))
                 loudness.push(block)
                 peak.push(block)
-                yield block.to(find_device(device))
+                yield block.to(device)
             peak.end()
 
         def report(number, passes, frames):
@@ -223,7 +224,7 @@ def enhance_file(source, destination, style="s80_a10_m10", amount=1.0, model="gr
             total = loudness.frames if number else max(reader.frames or 0, loudness.frames)
             progress("enhancing" if number else "reading", (number - 1 + frames / total) / (passes - 1) if number else frames / total)
 
-        stages = find_stages(model, find_device(device))(rate, weights, amount)
+        stages = find_stages(model, device)(rate, weights, amount)
         made = LoudnessMeter(rate), PeakMeter()
         result = render_long(stages, blocks(), rate, channels, destination.parent, meters=made, progress=report)
         with ExitStack() as stack:

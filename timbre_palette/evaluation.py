@@ -27,7 +27,7 @@ from .data import excerpt
 from .enhance import find_stages
 from .loudness import loudness_reference
 from .metrics import sd_sdr, si_snr, stft_distance
-from .streaming import FORMS, render_long
+from .streaming import is_causal, render_long
 
 # %% ../nbs/32_evaluation.ipynb #measures
 MEASURES = {"si_snr": "SI-SNR (dB)", "sd_sdr": "SD-SDR (dB)", "stft_distance": "STFT distance"}
@@ -57,15 +57,13 @@ def in_form(name, form="live", block=1 << 16):
     `name` as of `enhance.find_model`. Loudness is measured where each stage that listens begins. Raises `PaletteError`
     for another form or an unknown model.
     """
-    if form not in FORMS:
-        raise PaletteError(f"unknown form {form!r}; use {' or '.join(FORMS)}")
-    find = find_stages(name)
+    causal, find = is_causal(form), find_stages(name)
 
     def render(x, sample_rate, weights, amount=1.0):
         "The model in blocks, in step with its input."
         rendered = []
         for samples in x:
-            stages = find(sample_rate, weights, amount, causal=form == "live")
+            stages = find(sample_rate, weights, amount, causal=causal)
             with render_long(stages, samples.split(block, -1), sample_rate, len(samples), in_memory=0) as spool:
                 rendered.append(torch.cat(list(spool.blocks()), -1))
         return torch.stack(rendered)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['USABLE', 'PIECE', 'FLOOR_HZ', 'peaking_sos', 'as_double', 'per_item', 'peaking', 'low_shelf', 'high_shelf',
            'bandpass_sos', 'frequency_response', 'decay_frames', 'fft_filter', 'sos_recursion', 'minimum_phase',
-           'impulse_response', 'finite_taps', 'centred_response', 'Convolver', 'tanh_', 'tilt_gain_db',
-           'tilt_reference', 'spectral_tilt']
+           'impulse_response', 'finite_taps', 'centred_response', 'Convolver', 'gain_convolver', 'tanh_',
+           'tilt_gain_db', 'tilt_reference', 'spectral_tilt']
 
 # %% ../nbs/02_filters.ipynb #imports
 import math
@@ -301,6 +301,14 @@ class Convolver:
         products = products.mul_(self._spectrum[1]) if taps.ndim == 1 else products * self._spectrum[1]
         products = products.sum(-3) if self.join else products
         return torch.fft.irfft(products, n_fft)[..., reach:].flatten(-2)[..., :frames]
+
+# %% ../nbs/02_filters.ipynb #gain-convolver
+def gain_convolver(gain, sample_rate, reach_s, causal=False):
+    "A `Convolver` with the real gain `gain(n_fft)` `(n_fft // 2 + 1,)`: zero phase, `reach_s` seconds to both sides, or `causal` with the least delay, as long as both."
+    response, reach = gain(2 ** math.ceil(math.log2(2 * sample_rate))), round(reach_s * sample_rate)
+    if causal:
+        return Convolver(impulse_response(minimum_phase(response), 2 * reach))
+    return Convolver(centred_response(response, reach), reach)
 
 # %% ../nbs/02_filters.ipynb #tanh
 def tanh_(x):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'RING_S', 'TONE_S', 'AUDIBLE_LUFS', 'prototype_axis', 'peak_response', 'edge_response', 'apply_response',
-           'Equaliser', 'add_bent', 'Waveshaper', 'BandWaveshaper', 'Level', 'ToneCurve', 'Controller', 'StyledModel',
-           'GrayBox']
+           'Equaliser', 'add_bent', 'Waveshaper', 'BandWaveshaper', 'Level', 'ToneCurve', 'Controller', 'with_loudness',
+           'StyledModel', 'GrayBox']
 
 # %% ../nbs/16_graybox.ipynb #imports
 import copy
@@ -17,7 +17,7 @@ from torch import nn
 
 from .audio import PaletteError, db_to_gain
 from .checkpoint import Pretrained, register
-from .filters import USABLE, Convolver, centred_response, finite_taps, impulse_response, minimum_phase, per_item, tanh_
+from .filters import USABLE, Convolver, finite_taps, gain_convolver, per_item, tanh_
 from .loudness import Leveller, integrated_loudness
 
 # %% ../nbs/16_graybox.ipynb #warped
@@ -76,10 +76,6 @@ def apply_response(x, sample_rate, response):
 
 # %% ../nbs/16_graybox.ipynb #equaliser
 TONE_S = 0.25  # how far a zero-phase curve reaches in a stage, before and after; a causal one is as long as both
-
-def _grid(sample_rate):
-    "Length of an FFT fine enough for any response here."
-    return 2 ** math.ceil(math.log2(2 * sample_rate))
 
 def _finite(response, sample_rate):
     "A `response(n_fft)` as taps."
@@ -216,8 +212,7 @@ class ToneCurve(nn.Module):
         return db_to_gain(self.gain_db(hz, amplitudes))
 
     def stage(self, sample_rate, amplitudes, causal):
-        gain, reach = self.response(_grid(sample_rate), sample_rate, amplitudes)[0], round(TONE_S * sample_rate)
-        return Convolver(impulse_response(minimum_phase(gain), 2 * reach)) if causal else Convolver(centred_response(gain, reach), reach)
+        return gain_convolver(lambda n_fft: self.response(n_fft, sample_rate, amplitudes)[0], sample_rate, TONE_S, causal)
 
 # %% ../nbs/16_graybox.ipynb #controller
 class Controller(nn.Module):
@@ -232,6 +227,13 @@ class Controller(nn.Module):
 
     def forward(self, heard):
         return self.scale * (self.straight(heard) + self.bent(heard) - self.bent(torch.zeros_like(heard)))
+
+AUDIBLE_LUFS = -70.0
+
+def with_loudness(strengths, loudness):
+    "What a controller that listens hears, `(batch, 2·styles)`: the strengths, and the strengths times the loudness `(batch,)` in LUFS."
+    relative = (loudness.clamp(min=AUDIBLE_LUFS)[:, None] + 20) / 10  # music lies around −20 LUFS
+    return torch.cat([strengths, strengths * relative], 1)
 
 # %% ../nbs/16_graybox.ipynb #styled
 class StyledModel(Pretrained):
@@ -258,8 +260,6 @@ class StyledModel(Pretrained):
         return torch.where((strengths == 0).all(1)[:, None, None], x, self(x, sample_rate, strengths))
 
 # %% ../nbs/16_graybox.ipynb #graybox
-AUDIBLE_LUFS = -70.0
-
 @register
 class GrayBox(StyledModel):
     """Generic effects whose controls a small network sets from the style, the amount and the measured loudness.
@@ -294,8 +294,7 @@ class GrayBox(StyledModel):
 
     def level_for(self, loudness, strengths):
         "The level's control in dB `(batch, 1)` for a loudness `(batch,)` in LUFS; 0 where that is too faint to be measured."
-        relative = (loudness.clamp(min=AUDIBLE_LUFS)[:, None] + 20) / 10  # music lies around −20 LUFS
-        gain_db = self.controllers["level"](torch.cat([strengths, strengths * relative], 1))
+        gain_db = self.controllers["level"](with_loudness(strengths, loudness))
         return torch.where(loudness[:, None] >= AUDIBLE_LUFS, gain_db, 0.0)
 
     @torch.no_grad()

@@ -17,15 +17,20 @@ from .filters import per_item
 from .loudness import measure, peak_envelope, running_loudness, true_peak_db
 
 # %% ../nbs/22_mastering.ipynb #limiter-gain
+def _smooth(over, ahead, release, before=None):
+    """Gain in dB `(batch, frames)` for levels that are `over` by so many dB `(batch, frames + ahead)`, and the last `ahead` of what was held on the way,
+    which as `before` of the next part continues it."""
+    wanted = torch.nn.functional.max_pool1d(torch.relu(over)[:, None], ahead + 1, 1)[:, 0]
+    before = wanted[:, :1].expand(-1, ahead) if before is None else before
+    held = torch.cat([before, attack_release(wanted, 0.0, release, initial=before[:, -1])], 1)
+    window = torch.hann_window(ahead + 3, periodic=False, dtype=torch.float64)[1:-1].to(held)
+    return -torch.nn.functional.conv1d(held[:, None], (window / window.sum())[None, None])[:, 0], held[:, -ahead:]
+
 def limiter_gain_db(x, sample_rate, ceiling_dbtp=-1.0, lookahead_ms=2.0, release_ms=80.0):
     "Gain in dB, 0 or less, `(batch, 1, time)` that keeps peaks of `x` `(batch, channels, time)` under `ceiling_dbtp`, a number or `(batch,)`."
     over = 20 * torch.log10(peak_envelope(x).amax(1).clamp(min=1e-12)) - per_item(ceiling_dbtp, x)[..., 0]
     ahead = max(1, round(lookahead_ms * sample_rate / 1000))
-    wanted = torch.nn.functional.max_pool1d(torch.nn.functional.pad(torch.relu(over), (0, ahead))[:, None], ahead + 1, 1)[:, 0]
-    held = attack_release(wanted, 0.0, time_coefficient(release_ms, sample_rate), initial=wanted[:, 0])
-    window = torch.hann_window(ahead + 3, periodic=False, dtype=torch.float64)[1:-1].to(x)
-    padded = torch.cat([held[:, :1].expand(-1, ahead), held], 1)[:, None]
-    return -torch.nn.functional.conv1d(padded, (window / window.sum())[None, None])
+    return _smooth(torch.nn.functional.pad(over, (0, ahead)), ahead, time_coefficient(release_ms, sample_rate))[0][:, None]
 
 # %% ../nbs/22_mastering.ipynb #limit
 MARGIN_DB = 0.05  # for rounding to 16 bits, and for meters that interpolate otherwise
@@ -74,14 +79,10 @@ class Limiter:
     def _due(self, frames):
         "The next frames, for which enough has been heard."
         envelope = peak_envelope(self._heard[None]).amax(1)[:, self.around:self.around + frames + self.ahead]
-        over = torch.relu(20 * torch.log10(envelope.clamp(min=1e-12)) - self.ceiling_dbtp)
-        wanted = torch.nn.functional.max_pool1d(over[:, None], self.ahead + 1, 1)[:, 0]
-        before = wanted[:, :1].expand(-1, self.ahead) if self._held is None else self._held
-        held = torch.cat([before, attack_release(wanted, 0.0, self.release, initial=before[:, -1])], 1)
-        window = torch.hann_window(self.ahead + 3, periodic=False, dtype=torch.float64)[1:-1].to(held)
-        gain_db = -torch.nn.functional.conv1d(held[:, None], (window / window.sum())[None, None])[0]
+        over = 20 * torch.log10(envelope.clamp(min=1e-12)) - self.ceiling_dbtp
+        gain_db, self._held = _smooth(over, self.ahead, self.release, self._held)
         y = self._heard[:, self.around:self.around + frames] * db_to_gain(gain_db)
-        self._heard, self._held = self._heard[:, frames:].clone(), held[:, -self.ahead:]
+        self._heard = self._heard[:, frames:].clone()
         return y
 
 # %% ../nbs/22_mastering.ipynb #dither
