@@ -6,14 +6,15 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from scipy.signal import butter, resample_poly, sosfilt
+from scipy.signal import butter, resample_poly, sosfilt, welch
 
 from conftest import data_folder
 from timbre_palette.anchors import layeredness
 from timbre_palette.audio import PaletteError, read_audio, write_audio
 from timbre_palette.enhance import find_model
-from timbre_palette.loudness import integrated_loudness, peak_envelope, true_peak_db
-from timbre_palette.mastering import dither, level_report, limit, limiter_gain_db
+from timbre_palette.loudness import integrated_loudness, measure, peak_envelope, running_loudness, true_peak_db
+from timbre_palette.mastering import LevelMeter, dither, level_report, limit, limiter_gain_db
+from timbre_palette.metrics import Spectrum, describe_spectrum
 from timbre_palette.songs import find_tracks
 from timbre_palette.synth import demo_clip
 
@@ -125,6 +126,33 @@ def test_levels():
     assert report["plr_db"] == pytest.approx(report["dbtp"] - report["lufs"], abs=2e-3) and report["clipped"] == 0 and abs(report["dc"]) < 1e-4
     assert level_report(np.clip(3 * sine, -1, 1), rate)["clipped"] > 100000 and level_report(sine + 0.1, rate)["dc"] == pytest.approx(0.1, abs=1e-3)
     assert level_report(np.zeros((2, 1000)), rate) == {"lufs": None, "momentary_max_lufs": None, "short_term_max_lufs": None, "dbtp": None, "dbfs": None, "plr_db": None, "clipped": 0, "dc": 0.0}
+
+
+@pytest.mark.parametrize("rate, sizes", ((44100, (1, 2, 3, 4410, 70000)), (22050, (44100,)), (8000, (7, 16384, 8191, 8193))))
+def test_levels_and_spectrum_of_blocks_are_those_of_the_whole(rate, sizes):
+    x = np.clip(bursts(2, 150000, loudest=3.0).numpy(), -1, 1)
+    x[:, 70000:70010] = 1.0
+    running = {name: running_loudness(torch.tensor(x[None]), rate, window).max().item() for name, window in (("momentary_max_lufs", 0.4), ("short_term_max_lufs", 3.0))}
+    levels, spectrum, start = LevelMeter(rate), Spectrum(rate), 0
+    while start < x.shape[1]:
+        for size in sizes:
+            levels.push(x[:, start:start + size])
+            spectrum.push(x[:, start:start + size])
+            start += size
+    report, whole = levels.report(), level_report(x, rate)
+    lufs, dbtp = measure(x, rate)
+    assert report == pytest.approx(whole, abs=2e-3) and report["clipped"] == whole["clipped"] > 20
+    assert report == pytest.approx({**report, **running, "lufs": lufs, "dbtp": dbtp}, abs=5e-3)
+    hz, density = spectrum.density()
+    assert np.allclose(density, welch(x, rate, nperseg=16384, detrend=False)[1], rtol=1e-5) and describe_spectrum(spectrum, rate) == describe_spectrum(x, rate)
+
+
+@pytest.mark.parametrize("frames, at", ((1, 0), (100, 99), (300, 0), (20000, 0), (60000, 59999)))
+def test_a_single_sample_is_not_called_silence(frames, at):
+    click = np.zeros((1, frames), np.float32)
+    assert describe_spectrum(click, 44100) == "silence"
+    click[0, at] = 1.0
+    assert describe_spectrum(click, 44100) != "silence"
 
 
 def test_limiting_from_the_command_line(command, tmp_path):

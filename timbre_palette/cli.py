@@ -346,10 +346,29 @@ def run_enhance(options):
         return _each(plan, work, describe_enhanced, options.json, team)
 
 # %% ../nbs/44_cli.ipynb #run-info
+def _count(bar):
+    "A callback that moves a bar."
+    def progress(done, total):
+        "Move to `done` of `total`."
+        bar.total, bar.n = total, done
+        bar.refresh()
+    return progress
+
 def run_info(options):
     "`timbre-palette info`."
+    from tqdm import tqdm
+
     from timbre_palette.enhance import inspect_file
-    return _each(options.input, inspect_file, describe_inspected, options.json)
+    with tqdm(leave=False, disable=None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
+        def work(path):
+            "One file, with the bar moving along."
+            bar.set_description(f"reading {Path(path).name[:32]}", refresh=False)
+            try:
+                return inspect_file(path, _count(bar))
+            finally:
+                bar.clear()
+
+        return _each(options.input, work, describe_inspected, options.json)
 
 # %% ../nbs/44_cli.ipynb #run-evaluate
 def _table(rows, layout):
@@ -362,14 +381,6 @@ def _table(rows, layout):
     shown = [{**{name.replace("_", " "): names.get(value, value) if name == "measure" else value for name, value in row.items() if name != "inverted"},
               "model": model_label(row["model"]) + (" (inverted!)" if row.get("inverted") else "")} for row in rows]
     return write_table(shown, layout)
-
-def _count_songs(bar):
-    "A callback that moves a bar."
-    def progress(done, total):
-        "Move to `done` of `total`."
-        bar.total, bar.n = total, done
-        bar.refresh()
-    return progress
 
 def _report(message):
     "A message beside a progress bar."
@@ -398,7 +409,7 @@ def run_evaluate(options):
     tracks = find_tracks(place / "test" if place and (place / "test").is_dir() and not recognise(place) else place, _report)
     tracks = [track for track in tracks if track.split == "test"] or tracks
     with tqdm(leave=False, disable=None, desc="scoring") as bar:
-        told = {"seconds": options.seconds, "progress": _count_songs(bar), "report": _report, "variant": variant}
+        told = {"seconds": options.seconds, "progress": _count(bar), "report": _report, "variant": variant}
         if options.simplex:
             records = evaluate_simplex({"crossfade": partial(crossfade, variant=variant), **models}, tracks, **told)
         elif options.blends:
@@ -460,7 +471,7 @@ def run_train(options):
           f"{model.card['waiting_percent']} % of them waiting for segments")
     if test:
         with tqdm(leave=False, disable=None, desc="scoring") as bar:
-            rows = summarise(evaluate({**YARDSTICKS, _run_name(options): model.render}, test, progress=_count_songs(bar), report=_report))
+            rows = summarise(evaluate({**YARDSTICKS, _run_name(options): model.render}, test, progress=_count(bar), report=_report))
         model.save_pretrained(best, metrics=rows)
         _show(_table(rows, "text"))
     return 0
@@ -522,7 +533,7 @@ def _bench_models(options):
         raise PaletteError("--seconds is a number of 1 or more")
     keep_freed_memory()
     with tqdm(leave=False, disable=None, desc="timing") as bar:
-        rows = time_models(options.data or (), options.seconds, progress=_count_songs(bar))
+        rows = time_models(options.data or (), options.seconds, progress=_count(bar))
     _show(write_models(rows, options.layout))
     return 0
 

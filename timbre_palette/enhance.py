@@ -21,13 +21,13 @@ import numpy as np
 import torch
 
 from .anchors import STYLES, palette, palette_stages, stage_strengths
-from .audio import AV_SUFFIXES, CONTAINERS, PCM_BITS, PaletteError, audio_writer, check_output, db_to_gain, enough_memory, gain_to_db, open_audio, read_audio
+from .audio import AV_SUFFIXES, CONTAINERS, PCM_BITS, PaletteError, audio_writer, check_output, db_to_gain, enough_memory, gain_to_db, open_audio
 from .blend import parse_style, style_name
 from .checkpoint import Pretrained
 from .colours import find_palette
 from .loudness import LoudnessMeter, PeakMeter
-from .mastering import MARGIN_DB, dither, level_report
-from .metrics import describe_spectrum
+from .mastering import MARGIN_DB, LevelMeter, dither
+from .metrics import Spectrum, describe_spectrum
 from .streaming import limit_long, measure_long, render_long
 
 # %% ../nbs/26_enhance.ipynb #models
@@ -309,11 +309,20 @@ def plan_outputs(inputs, output, suffix=None, overwrite=False):
     return list(plan.items())
 
 # %% ../nbs/26_enhance.ipynb #inspect-file
-def inspect_file(path):
-    "Rate, channels, length, levels (see `mastering.level_report`) and spectrum of a file, as a dictionary; raises `PaletteError` as `read_audio`."
-    with enough_memory(TOO_LONG.format(path)):
-        recording = read_audio(path)
-        return {"file": str(path), "format": recording.subtype, "sample_rate": recording.sample_rate, "channels": recording.channels,
-                "frames": recording.frames, "seconds": round(recording.seconds, 3), **level_report(recording.samples, recording.sample_rate),
-                "spectrum": describe_spectrum(recording.samples, recording.sample_rate), "tags": recording.tags,
-                "warnings": list(recording.warnings)}
+def inspect_file(path, progress=None):
+    """Rate, channels, length, levels (see `mastering.LevelMeter`) and spectrum of a file of any length, as a dictionary.
+
+    `progress(done, total)` is called with frame counts. Raises `PaletteError` as `read_audio`.
+    """
+    with open_audio(path) as source:
+        rate, frames = source.sample_rate, 0
+        levels, spectrum = LevelMeter(rate), Spectrum(rate)
+        for block in source.blocks():
+            levels.push(block)
+            spectrum.push(block)
+            frames += block.shape[1]
+            if progress and source.frames:
+                progress(frames, max(frames, source.frames))
+        return {"file": str(path), "format": source.subtype, "sample_rate": rate, "channels": source.channels, "frames": frames,
+                "seconds": round(frames / rate, 3), **levels.report(), "spectrum": describe_spectrum(spectrum, rate), "tags": source.tags,
+                "warnings": list(source.warnings)}

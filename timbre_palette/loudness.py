@@ -193,6 +193,13 @@ class LoudnessMeter:
         blocks = np.convolve(tenths, np.ones(4), "valid")[:count] / (BLOCK_S * self.sample_rate)
         return _gated(torch.tensor(blocks)[None]).item()
 
+    def highest(self, window_s):
+        "The highest running loudness so far, in LUFS, of windows of `window_s`, a whole number of tenths; minus infinity before the first is full."
+        tenths = round(10 * window_s)
+        if len(self._energy) < tenths:
+            return -np.inf
+        return _lufs(torch.tensor(np.convolve(self._energy, np.ones(tenths), "valid").max() / (window_s * self.sample_rate))).item()
+
 # %% ../nbs/04_loudness.ipynb #leveller
 class Leveller:
     """A gain for a signal that arrives in blocks, `(channels, frames)`: `gain_db(lufs)` says how many dB for a loudness.
