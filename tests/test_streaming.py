@@ -227,7 +227,7 @@ def test_a_long_file_takes_little_memory(tmp_path, style):
     print(f"{hours:g} hours: {much:.0f} MB, one second {little:.0f} MB")
     assert much - little <= 300
     asked, told = peak_mb(["info", "--json", tmp_path / f"long-out{suffix}"])
-    told = json.loads(told)
+    [told] = json.loads(told)
     print(f"info: {asked:.0f} MB")
     assert asked - little <= 300 and told["frames"] == frames
     again = np.tile(demo_clip(), (1, 6))  # the same music, a minute of it, through the exact palette

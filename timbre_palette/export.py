@@ -179,6 +179,9 @@ def _array(tensor):
 
 def write_controller(graph, controller, heard):
     "A `graybox.Controller` in a graph: controls `(n, controls)` from what is `heard` `(n, inputs)`."
+    straight = graph.MatMul(heard, _array(controller.straight.weight.T))
+    if controller.bent is None:
+        return graph.Mul(straight, float(controller.scale))
     first, _, last = controller.bent
 
     def bent(x):
@@ -188,7 +191,7 @@ def write_controller(graph, controller, heard):
 
     hidden = graph.Add(graph.MatMul(heard, _array(first.weight.T)), _array(first.bias))
     moved = graph.Sub(bent(hidden), bent(graph.constant(_array(first.bias)[None])))
-    return graph.Mul(graph.Add(graph.MatMul(heard, _array(controller.straight.weight.T)), moved), float(controller.scale))
+    return graph.Mul(graph.Add(straight, moved), float(controller.scale))
 
 def write_level(graph, controller, strengths, lufs):
     "Gains in dB `(n, 1)` for loudnesses `(n, 1)` in LUFS and strengths `(1, styles)`, as `GrayBox.level_for`."

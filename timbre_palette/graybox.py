@@ -216,17 +216,19 @@ class ToneCurve(nn.Module):
 
 # %% ../nbs/16_graybox.ipynb #controller
 class Controller(nn.Module):
-    "Controls `(batch, controls)`, in a block's units, from what is `heard` `(batch, inputs)`; zero from zeros."
+    "Controls `(batch, controls)`, in a block's units, from what is `heard` `(batch, inputs)`; zero from zeros. Without `hidden` units, straight lines."
     def __init__(self, inputs, controls, scale=1.0, hidden=32):
         super().__init__()
         self.scale = scale
         self.straight = nn.Linear(inputs, controls, bias=False)
-        self.bent = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, controls, bias=False))
+        self.bent = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, controls, bias=False)) if hidden else None
         nn.init.zeros_(self.straight.weight)
-        nn.init.zeros_(self.bent[-1].weight)
+        if hidden:
+            nn.init.zeros_(self.bent[-1].weight)
 
     def forward(self, heard):
-        return self.scale * (self.straight(heard) + self.bent(heard) - self.bent(torch.zeros_like(heard)))
+        bent = self.bent(heard) - self.bent(torch.zeros_like(heard)) if self.bent else 0.0
+        return self.scale * (self.straight(heard) + bent)
 
 AUDIBLE_LUFS = -70.0
 
@@ -262,13 +264,13 @@ class StyledModel(Pretrained):
 # %% ../nbs/16_graybox.ipynb #graybox
 @register
 class GrayBox(StyledModel):
-    """Generic effects whose controls a small network sets from the style, the amount and the measured loudness.
+    """Generic effects whose controls a small network, linear unless it has `hidden` units, sets from the style, the amount and the measured loudness.
 
     `styles` is how many weights a style has; the other arguments are sizes of the blocks.
     `forward(x, sample_rate, strengths)` takes `x` `(batch, channels, time)` at `sample_rate` Hz
     and `strengths` `(batch, styles)`; the output has the shape of `x`. Differentiable in all.
     """
-    def __init__(self, styles=3, peaks=6, units=3, sections=2, points=25, hidden=32):
+    def __init__(self, styles=3, peaks=6, units=3, sections=2, points=25, hidden=0):
         super().__init__()
         self.arguments = {"styles": styles, "peaks": peaks, "units": units, "sections": sections, "points": points, "hidden": hidden}
         self.blocks = nn.ModuleDict({"equaliser": Equaliser(peaks), "waveshaper": Waveshaper(units), "band": BandWaveshaper(units, sections),
