@@ -24,6 +24,7 @@ import torch
 from .anchors import (BAND_HZ, DRIVE, PEAK_DB, PEAK_HZ, PEAK_Q, SLOPE_DB, TARGET_LUFS, fullness_reference, palette, palette_reference,
                                     stage_strengths, warmth_reference)
 from .audio import PaletteError, gain_to_db, read_audio, resample, write_audio
+from .baselines.tasnet import torchaudio_tasnet
 from .blend import parse_style
 from .data import Segments, draw_corners
 from .effects.ballistics import attack_release
@@ -217,12 +218,8 @@ def pedalboard_palette(x, sample_rate, weights, amount=1.0):
 
 def conv_tasnet(x, sample_rate, weights, amount=1.0):
     "torchaudio's Conv-TasNet, untrained, on NumPy samples `(channels, time)`. Raises `PaletteError` where torchaudio cannot be loaded."
-    try:
-        from torchaudio.models import ConvTasNet
-    except (ImportError, OSError) as error:
-        raise PaletteError(f"torchaudio cannot be loaded ({type(error).__name__}); install the one made for this torch, of the same version") from None
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        return ConvTasNet(num_sources=1).eval()(torch.tensor(x)[:, None])[:, 0].numpy()
+        return torchaudio_tasnet().eval()(torch.tensor(x)[:, None])[:, 0].numpy()
 
 @dataclass(frozen=True)
 class Way:

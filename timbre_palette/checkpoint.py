@@ -22,7 +22,10 @@ from .audio import PaletteError, atomic_path
 # %% ../nbs/12_checkpoint.ipynb #register
 _CLASSES = {}
 _HOMES = {"ConditionalWaveUNet": "timbre_palette.model", "GrayBox": "timbre_palette.graybox", "BlackBox": "timbre_palette.blackbox",
-          **dict.fromkeys(("ColourBox", "LongFilter", "ColourPalette"), "timbre_palette.colours")}  # classes of this package, imported when a card names them
+          **dict.fromkeys(("ColourBox", "LongFilter", "ColourPalette"), "timbre_palette.colours"),
+          **dict.fromkeys(("SpectrogramUNet", "BiLSTMAttention", "SpecTransformer", "DLinear"), "timbre_palette.baselines.spectrogram"),
+          "TCN": "timbre_palette.baselines.tcn", "ConvTasNet": "timbre_palette.baselines.tasnet",
+          **dict.fromkeys(("RecursiveGrayBox", "NaiveWaveUNet"), "timbre_palette.baselines.early")}  # classes of this package, imported when a card names them
 
 def register(cls):
     "Class decorator: let checkpoints name this class."
