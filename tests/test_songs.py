@@ -96,7 +96,7 @@ def test_training_on_both_sets_with_a_broken_song(sets, tmp_path, capsys):
     broken.write_bytes(b"RIFF and nothing else")
     places = [str(sets / "DSD100"), str(sets / "musdb18hq")]
     try:
-        settings = ["steps=4", "batch=2", "seconds=0.5", "validate_every=2", "validation_batches=1", "stems=[mixture, vocals]"]
+        settings = ["steps=4", "batch=2", "seconds=0.5", "validate_every=2", "validation_batches=1", "stems=[mixture, vocals]", "polish=0"]
         assert main(["train", "graybox", "--data", *places, "--out", str(tmp_path / "run"), "--device", "cpu", "--set", *settings]) == 0
         error = capsys.readouterr().err
         assert error.count("Band E - Broken/mixture.wav: left out") == 1 and error.count("it has no vocals.wav") == 1 and "4 songs stand in several" in error
@@ -192,7 +192,7 @@ def test_yaml_and_command_line_give_the_same_run(tmp_path):
     (tmp_path / "songs").mkdir()
     for number in range(3):
         write_audio(tmp_path / "songs" / f"{number}.wav", np.roll(demo_clip(8000), 999 * number, 1), 8000)
-    changes = ["steps=3", "batch=2", "seconds=0.2", "sample_rates=[8000]", "validate_every=3", "validation_batches=1", "learning_rate=1e-3", "ema=0.5"]
+    changes = ["steps=3", "batch=2", "seconds=0.2", "sample_rates=[8000]", "validate_every=3", "validation_batches=1", "learning_rate=1e-3", "ema=0.5", "polish=0"]
     named = find_recipe("graybox", changes)
     train_palette(named, tmp_path / "songs", tmp_path / "run", "cpu")
     assert find_recipe(tmp_path / "run" / "recipe.yaml") == named == find_recipe(tmp_path / "run" / "best" / "card.json")

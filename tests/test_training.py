@@ -24,10 +24,11 @@ from timbre_palette.cli import main
 from timbre_palette.synth import demo_clip
 from timbre_palette.data import Batch
 from timbre_palette.losses import LOSSES
+from timbre_palette.polish import polish
 from timbre_palette.recipe import RECIPES, find_recipe
 from timbre_palette.training import PaletteObjective, fit, train_palette
 
-SMALL = ["batch=2", "seconds=0.25", "sample_rates=[8000]", "validate_every=10", "validation_batches=1"]
+SMALL = ["batch=2", "seconds=0.25", "sample_rates=[8000]", "validate_every=10", "validation_batches=1", "polish=0"]
 RECIPE = {"graybox": ["graybox", "--set", *SMALL],
           "waveunet": ["waveunet-v2", "--set", *SMALL, "sample_rates=[44100]", "seconds=0.05", 'arguments={"width": 4, "depth": 2}', "precision=float32"]}
 
@@ -315,6 +316,62 @@ def test_a_run_can_start_from_weights_and_forgets_their_card(folder, tmp_path):
     second = train_palette(find_recipe("graybox", [*SMALL, "steps=2", "learning_rate=0", "validate_every=2", f"start={tmp_path / 'first' / 'best'}"]), folder, tmp_path / "second", "cpu")
     assert all(torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items())
     assert "licence" not in second.card and "metrics" not in second.card and second.card["recipe"]["start"].endswith("best")
+
+
+class Curved(torch.nn.Module):
+    "A gain before a fixed curve and one behind it: nearly the same thing."
+    def __init__(self, before, behind):
+        super().__init__()
+        self.gains = torch.nn.Parameter(torch.tensor([before, behind]))
+
+    def render(self, x, sample_rate, weights, amount):
+        return self.gains[1] * torch.tanh(self.gains[0] * x)
+
+
+def curved_batches(count=2):
+    draw = torch.Generator().manual_seed(0)
+    return [Batch(0.1 * torch.randn(3, 1, 500, generator=draw), 8000, np.eye(3), np.ones(3)) for _ in range(count)]
+
+
+def test_a_polish_finds_the_bottom_of_a_valley():
+    "Six times the gain before and a sixth behind, less a little: descent along a curved valley, to rounding; a silent item does no harm."
+    model, told = Curved(2.0, 0.3), []
+    batches = curved_batches()
+    batches[1].x[0] = 0
+    losses = polish(model, batches, 40, Curved(6.0, 1 / 6).double().render, floor_db=-200.0, progress=lambda iteration, loss: told.append((iteration, loss)))
+    assert torch.allclose(model.gains, torch.tensor([6.0, 1 / 6]), rtol=1e-5) and model.gains.dtype == torch.float32
+    assert losses[-1] < -100 and all(later < before for before, later in zip(losses, losses[1:])) and told == list(enumerate(losses))[1:]
+
+
+def test_a_polish_that_is_stopped_keeps_what_it_reached():
+    def stop(iteration, loss):
+        if iteration == 2:
+            raise KeyboardInterrupt
+
+    model, whole = Curved(2.0, 0.3), Curved(2.0, 0.3)
+    with pytest.raises(KeyboardInterrupt):
+        polish(model, curved_batches(), 40, Curved(6.0, 1 / 6).double().render, progress=stop)
+    polish(whole, curved_batches(), 2, Curved(6.0, 1 / 6).double().render)
+    assert torch.equal(model.gains, whole.gains) and model.gains.dtype == torch.float32
+
+
+def test_only_small_models_are_polished(folder, tmp_path):
+    with pytest.raises(PaletteError, match="at most 1000 parameters"):
+        train_palette(find_recipe("paper-v2", [*SMALL, "steps=2", "sample_rates=[44100]", "seconds=0.05", "polish=1"]), folder, tmp_path / "run", "cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_ends_with_its_polish(folder, tmp_path):
+    "The same weights before, better ones after; said in the card, and not done again."
+    plain, recipe = ([find_recipe("graybox", [*SMALL, "steps=30", "batch=4", f"polish={count}"]) for count in (0, 3)])
+    before = train_palette(plain, folder, tmp_path / "plain", "cpu")
+    after = train_palette(recipe, folder, tmp_path / "run", "cpu")
+    told = after.card["polished"]
+    assert "polished" not in before.card and told["losses"][-1] < told["losses"][0] and len(told["losses"]) <= 4
+    assert told["kept"] == (told["validation"][1] < told["validation"][0]) and told["validation"][0] == pytest.approx(before.card["curve"][-1]["loss"], abs=0.01)
+    assert told["kept"] != all(torch.equal(value, after.state_dict()[key]) for key, value in before.state_dict().items())
+    again = train_palette(recipe, folder, tmp_path / "run", "cpu")
+    assert again.card["polished"] == told and all(torch.equal(value, again.state_dict()[key]) for key, value in after.state_dict().items())
 
 
 def test_a_run_that_never_began_can_be_corrected(folder, tmp_path):
