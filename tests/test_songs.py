@@ -196,5 +196,5 @@ def test_yaml_and_command_line_give_the_same_run(tmp_path):
     named = find_recipe("graybox", changes)
     train_palette(named, tmp_path / "songs", tmp_path / "run", "cpu")
     assert find_recipe(tmp_path / "run" / "recipe.yaml") == named == find_recipe(tmp_path / "run" / "best" / "card.json")
-    (tmp_path / "mine.yaml").write_text("model: GrayBox\narguments: {peaks: 2, units: 1}\nloss: error\nclip: 1.0\nbeta2: 0.99\ngain_db: 12\noptimiser: Adam\n" + "\n".join(change.replace("=", ": ") for change in changes))
+    (tmp_path / "mine.yaml").write_text("model: GrayBox\narguments: {peaks: 4, units: 2}\nloss: error\nclip: 1.0\nbeta2: 0.99\ngain_db: 12\noptimiser: Adam\n" + "\n".join(change.replace("=", ": ") for change in changes))
     assert find_recipe(tmp_path / "mine.yaml") == named

@@ -90,7 +90,7 @@ class Recipe:
 # %% ../nbs/19_recipe.ipynb #recipes
 _PAPER = {"precision": "bfloat16", "draw": "corners", "steps": 950, "weight_decay": 1e-5}
 RECIPES = {
-    "graybox": Recipe("GrayBox", {"peaks": 2, "units": 1}, loss="error", steps=4000, batch=8, seconds=0.5, sample_rates=(44100, 48000), gain_db=12.0,
+    "graybox": Recipe("GrayBox", {"peaks": 4, "units": 2}, loss="error", steps=4000, batch=8, seconds=0.5, sample_rates=(44100, 48000), gain_db=12.0,
                       optimiser="Adam", learning_rate=1e-2, beta2=0.99, clip=1.0, polish=12, validate_every=200, validation_batches=8),
     "blackbox": Recipe("BlackBox", loss="error", steps=3000, batch=16, seconds=1.0, sample_rates=(44100, 48000), gain_db=6.0,
                        optimiser="Adam", learning_rate=5e-4, beta2=0.99, clip=10.0, validate_every=250, validation_batches=6),
