@@ -74,7 +74,8 @@ def polish(model, batches, iterations=12, target=palette, floor_db=FLOOR_DB, pro
             live = (spread > DEAF * spread.max()).nonzero()[:, 0]
             while damping < 1e6:
                 values = best.clone()
-                values[live] -= torch.linalg.solve((curvature + damping * spread.diag())[live][:, live], gradient[live]).clamp(-FARTHEST, FARTHEST)
+                step = torch.linalg.solve_ex((curvature + damping * spread.diag())[live][:, live], gradient[live])[0]  # of a singular matrix not a number, and refused
+                values[live] -= step.clamp(-FARTHEST, FARTHEST)
                 tried = [residuals(values, k) for k in range(len(asked))]
                 if loss(tried) < reached[-1]:
                     break

@@ -429,13 +429,13 @@ def _build(recipe):
 
 POLISH_BATCHES = 4
 
-def _polish(recipe, model, objective, batches, validation, accelerator, progress):
-    "Polish a trained model, unless what was held out says that it was better before; what the card says of it."
+def _polish(recipe, model, objective, batches, validation, progress):
+    "Polish a trained model, unless what was held out says that it was better before; what the card says of it. The main process does it alone."
     begun, kept = time.perf_counter(), {name: value.clone() for name, value in model.state_dict().items()}
-    before = validate(model, objective, validation, accelerator)["loss"]
+    before = validate(model, objective, validation)["loss"]
     follow = progress and (lambda iteration, loss: progress(recipe.steps, {"polish": iteration, "loss": loss}))
     losses = polish(model, [batches[k] for k in range(POLISH_BATCHES)], recipe.polish, objective.target, progress=follow)
-    after = validate(model, objective, validation, accelerator)["loss"]
+    after = validate(model, objective, validation)["loss"]
     if not after < before:
         model.load_state_dict(kept)
     return {"losses": [round(loss, 2) for loss in losses], "validation": [round(before, 2), round(after, 2)], "minutes": round((time.perf_counter() - begun) / 60, 1), "kept": after < before}
@@ -493,7 +493,7 @@ def train_palette(recipe, data, folder, device="auto", report=None, progress=Non
         best = Pretrained.from_pretrained(folder / "best").to(accelerator.device)
         if recipe.polish and "polished" not in best.card:
             with enough_memory(too_large):
-                described["polished"] = _polish(recipe, best, objective, Segments(splits["train"], **{**drawing, "share": (0, 1)}, seed=recipe.seed), validation, accelerator, progress)
+                described["polished"] = _polish(recipe, best, objective, Segments(splits["train"], **{**drawing, "share": (0, 1)}, seed=recipe.seed), validation, progress)
         elif recipe.polish:
             described["polished"] = best.card["polished"]
         best.save_pretrained(folder / "best", **described, minutes=round(reached["seconds"] / 60, 1), seconds_per_step=round(reached["seconds"] / recipe.steps, 4),
