@@ -364,16 +364,19 @@ def test_overwriting_keeps_the_permissions(song, capsys):
 
 
 def test_too_little_memory_is_one_line(tmp_path):
-    "Under a limit that lets a long song through in blocks, but not in one piece, as `info` still reads it."
+    "Under a limit that lets a long song through in blocks, but not in one piece; and under one that lets nothing through."
     write_audio(tmp_path / "long.wav", np.tile(CLIP, 300), 44100)
     code = ("import resource, sys, torch; torch.set_num_threads(1); import timbre_palette.enhance; from timbre_palette.cli import main\n"
             "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
-            "resource.setrlimit(resource.RLIMIT_AS, (used + 600_000_000,) * 2)\n"
-            "sys.exit(main(sys.argv[1:]))")
-    done = subprocess.run([sys.executable, "-c", code, "info", tmp_path / "long.wav"], capture_output=True, text=True)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "not enough memory" in done.stderr, done.stderr
-    done = subprocess.run([sys.executable, "-c", code, "enhance", tmp_path / "long.wav", "-o", tmp_path / "out.wav"], capture_output=True, text=True)
-    assert done.returncode == 0 and read_audio(tmp_path / "out.wav").frames == 300 * CLIP.shape[1], done.stderr
+            "resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]),) * 2)\n"
+            "sys.exit(main(sys.argv[2:]))")
+    for arguments in (["info", tmp_path / "long.wav"], ["enhance", tmp_path / "long.wav", "-o", tmp_path / "out.wav"]):
+        done = subprocess.run([sys.executable, "-c", code, "20_000_000", *arguments], capture_output=True, text=True)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "not enough memory" in done.stderr, done.stderr
+        assert not (tmp_path / "out.wav").exists()
+        done = subprocess.run([sys.executable, "-c", code, "600_000_000", *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert read_audio(tmp_path / "out.wav").frames == 300 * CLIP.shape[1]
 
 
 @pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))

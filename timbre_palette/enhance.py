@@ -169,7 +169,7 @@ def check_apart(source, destination):
         raise PaletteError(f"{destination}: is the input itself; choose another output or add --overwrite")
 
 # %% ../nbs/26_enhance.ipynb #enhance-file
-TOO_LONG = "{}: not enough memory for a recording of this length; enhance it in parts"
+TOO_LONG = "{}: not enough memory; close other programs, or take it in parts"
 
 def _peak_memory_mb():
     "Most memory this process has held, in MB; None where the system does not tell."
@@ -314,7 +314,7 @@ def inspect_file(path, progress=None):
 
     `progress(done, total)` is called with frame counts. Raises `PaletteError` as `read_audio`.
     """
-    with open_audio(path) as source:
+    with enough_memory(TOO_LONG.format(path)), open_audio(path) as source:
         rate, frames = source.sample_rate, 0
         levels, spectrum = LevelMeter(rate), Spectrum(rate)
         for block in source.blocks():
