@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VERSIONS', 'RATE', 'TimeConv', 'TimeConvTranspose', 'Reach', 'heard_by', 'heard_by_transposed', 'linear_heard',
-           'find_reach', 'Upsample', 'Transposed', 'InContext', 'CornerModel', 'ConditionalWaveUNet', 'measured_reach']
+           'find_reach', 'Upsample', 'Transposed', 'InContext', 'CornerModel', 'ConditionalWaveUNet', 'gradient_reach',
+           'measured_reach']
 
 # %% ../nbs/14_model.ipynb #imports
 import copy
@@ -236,14 +237,24 @@ class ConditionalWaveUNet(CornerModel):
         kernel, depth = self.arguments["kernel"], self.arguments["depth"]
         return [*(heard_by(kernel), *VERSIONS[self.arguments["version"]].path) * depth, *[heard_by(kernel, 2)] * depth, heard_by(kernel)]
 
-# %% ../nbs/14_model.ipynb #measured-reach
-def measured_reach(model, frames, places, seed=0):
-    "The `Reach` of a `CornerModel` by the gradients of its output samples at `places`, in float64 on `frames` of noise, channel by channel alike."
-    still, styles = copy.deepcopy(model).double().eval(), model.arguments.get("styles", 0)
+# %% ../nbs/14_model.ipynb #gradient-reach
+def gradient_reach(function, frames, places, floor=0.0, seed=0):
+    """The `Reach` of a `function` of waveforms `(1, 1, time)`, float64, by the gradients of its output samples at `places` on `frames` of noise.
+
+    A gradient of at most `floor` times the largest is none. Raises `PaletteError` where all are.
+    """
     x = torch.randn(1, 1, frames, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-    y = still(x, torch.eye(styles, dtype=torch.float64)[0] if styles else None)[0, 0]
-    before, after = 0, 0
+    y, before, after = function(x)[0, 0], 0, 0
     for place in places:
-        heard = torch.autograd.grad(y[place], x, retain_graph=True)[0][0, 0].nonzero().flatten()
+        gradient = torch.autograd.grad(y[place], x, retain_graph=True)[0][0, 0].abs() if y.requires_grad else torch.zeros(1)
+        heard = (gradient > floor * gradient.max()).nonzero().flatten()
+        if not len(heard):
+            raise PaletteError("this function's output does not depend on its input, or not in a way that has a gradient")
         before, after = max(before, place - int(heard[0])), max(after, int(heard[-1]) - place)
     return Reach(before, after)
+
+def measured_reach(model, frames, places, seed=0):
+    "The `gradient_reach` of a `CornerModel`, channel by channel alike."
+    still, styles = copy.deepcopy(model).double().eval(), model.arguments.get("styles", 0)
+    style = torch.eye(styles, dtype=torch.float64)[0] if styles else None
+    return gradient_reach(lambda x: still(x, style), frames, places, seed=seed)

@@ -22,6 +22,7 @@ from .audio import PaletteError, db_to_gain
 from .evaluation import score
 from .filters import bandpass_sos, peaking_sos, tilt_reference
 from .loudness import loudness_reference
+from .model import gradient_reach
 
 # %% ../nbs/33_reach.ipynb #receptive-field
 def receptive_field(function, frames=4096, positions=1, floor=0.0, seed=0):
@@ -30,19 +31,10 @@ def receptive_field(function, frames=4096, positions=1, floor=0.0, seed=0):
     `function` maps a float64 tensor `(1, 1, time)` to another of that shape; it is given `frames` of noise, and `positions` successive output samples about the middle are asked.
     A gradient of at most `floor` times the largest is none. Raises `PaletteError` if the answer is none, or does not fit into `frames`.
     """
-    x = torch.randn(1, 1, frames, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-    y = function(x)[0, 0]
-    if not y.requires_grad:
-        raise PaletteError("this function's output does not depend on its input, or not in a way that has a gradient")
-    first, behind, ahead = frames // 2 - positions // 2, 0, 0
-    for position in range(first, first + positions):
-        gradient = torch.autograd.grad(y[position], x, retain_graph=True)[0][0, 0].abs()
-        reached = (gradient > floor * gradient.max()).nonzero().flatten()
-        if len(reached) == 0:
-            raise PaletteError("this function's output does not depend on its input")
-        if reached[0] == 0 or reached[-1] == frames - 1:
-            raise PaletteError(f"this function hears further than the {frames} frames it was given")
-        behind, ahead = max(behind, position - int(reached[0])), max(ahead, int(reached[-1]) - position)
+    first, last = frames // 2 - positions // 2, frames // 2 - positions // 2 + positions - 1
+    behind, ahead = gradient_reach(function, frames, range(first, last + 1), floor, seed)
+    if behind >= first or ahead >= frames - 1 - last:
+        raise PaletteError(f"this function hears further than the {frames} frames it was given")
     return behind, ahead
 
 # %% ../nbs/33_reach.ipynb #correlations
