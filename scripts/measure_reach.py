@@ -1,8 +1,8 @@
 """Measure what the receptive-field report shows: `python scripts/measure_reach.py SONGS`, SONGS a folder with train, val and test in it.
 
-Writes reach_filters.json (best filters by length, fields of networks), reach_limits.json (the palette under a network's limits, and the models)
+Writes reach_fields.json (how far networks hear), reach_models.json (how well they do), reach_filters.json (best filters by length), reach_limits.json (the palette under v2's limits)
 and reach_further.json (v2 trained further under two losses) to nbs/results/data; `--parts filters` measures one of them, `--songs 3` fewer songs.
-About half an hour for each of the first two on one busy core, and less for the third.
+A minute for the fields, about half an hour for each of the others on one busy core.
 """
 import argparse
 import json
@@ -15,13 +15,14 @@ from torch import nn
 from tqdm import tqdm
 
 from timbre_palette.anchors import STYLES, palette, palette_reference
+from timbre_palette.baselines.table import find_baseline
 from timbre_palette.checkpoint import Pretrained
 from timbre_palette.data import Segments, excerpt
 from timbre_palette.enhance import find_model
 from timbre_palette.evaluation import MEASURES, evaluate, identity
+from timbre_palette.experiments import Unit, find_renderer, read_card
 from timbre_palette.losses import LOSSES
 from timbre_palette.metrics import sd_sdr, si_snr, stft_distance
-from timbre_palette.model import ConditionalWaveUNet
 from timbre_palette.reach import Split, fit_lengths, loudness_gain_db, receptive_field, restricted, sweep_lengths
 from timbre_palette.songs import load_splits
 
@@ -50,54 +51,26 @@ def in_rows(records, keys):
     return list(rows.values())
 
 
-def causal_tcn(kernel=13, growth=10, depth=4):
-    "The dilations of a causal TCN for audio effects (Steinmetz and Reiss 2022), one channel wide: the field does not depend on the width."
-    layers = [nn.Conv1d(1, 1, kernel, dilation=growth ** level).double() for level in range(depth)]
-
-    def forward(x):
-        for layer in layers:
-            x = x + torch.tanh(layer(nn.functional.pad(x, (layer.dilation[0] * (kernel - 1), 0))))
-        return x
-    return forward
-
-
-def conv_tasnet():
-    "torchaudio's Conv-TasNet with its default depth, kernels and strides, thin, and its normalisation over the whole clip taken out: what its convolutions hear."
-    from torchaudio.models import ConvTasNet
-    model = ConvTasNet(num_sources=1, enc_num_feats=8, msk_num_feats=8, msk_num_hidden_feats=8).double()
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.GroupNorm):
-                setattr(parent, name, nn.Identity())
-    return model
-
-
-def fields():
-    "Receptive fields in samples at 44.1 kHz, measured: rows with `behind`, `ahead`, whether the loudness of all is heard too, and how."
-    torch.manual_seed(0)
-    nets = {f"waveunet-{version}": ConditionalWaveUNet(version).double() for version in ("v1", "v2")}
+def measure_fields(splits, count, units):
+    "Receptive fields in samples at 44.1 kHz: rows with `behind`, `ahead`, whether the loudness of all is heard too, and how it is known."
     rows = []
-    for name, net in nets.items():
-        behind, ahead = receptive_field(lambda x: net(x, [1, 0, 0]), positions=8)
-        rows.append({"model": name, "behind": behind, "ahead": ahead, "hears_all": False, "how": "gradient"})
-    behind, ahead = receptive_field(causal_tcn(), 1 << 15)
-    rows.append({"model": "TCN", "behind": behind, "ahead": ahead, "hears_all": False, "how": "gradient; causal, kernel 13, dilations 1, 10, 100, 1000"})
-    behind, ahead = receptive_field(conv_tasnet(), 1 << 15, positions=8)
-    rows.append({"model": "Conv-TasNet", "behind": behind, "ahead": ahead, "hears_all": True, "how": "gradient, its normalisation over the clip taken out; torchaudio's default"})
+    for name in ("waveunet-v1", "waveunet-v2", "tcn", "conv-tasnet"):
+        network = find_baseline(name).build()
+        reach = network.reach or network.convolutions_reach
+        rows.append({"model": name, "behind": reach.before, "ahead": reach.after, "hears_all": network.reach is None,
+                     "how": "its layers" if network.reach else "its convolutions; its normalisation hears the clip"})
     for name in ("graybox", "blackbox"):
         shipped = Pretrained.from_pretrained(name).double().eval()
         for floor in (1e-5, 1e-3):  # the filters fade, and FFTs round
             behind, ahead = np.max([receptive_field(lambda x: shipped.render(x, RATE, style), 1 << 17, floor=floor) for style in np.eye(3)], 0).tolist()
             rows.append({"model": name, "behind": behind, "ahead": ahead, "hears_all": True, "how": f"gradient of the shipped weights above {floor:g} of its largest"})
-    return rows
-
-
-def measure_filters(splits, count):
-    "The best filters by length, song and style; those for all training songs; and the fields."
-    measured = fields()
-    print(measured, file=sys.stderr)
-    v2 = next(row for row in measured if row["model"] == "waveunet-v2")
+    v2 = next(row for row in rows if row["model"] == "waveunet-v2")
     assert v2["behind"] + 1 + v2["ahead"] == V2_FIELD
+    write("reach_fields.json", {"made_by": "python scripts/measure_reach.py SONGS --parts fields", "rows": rows})
+
+
+def measure_filters(splits, count, units):
+    "The best filters by length, song and style, and those for all training songs."
     train, test = ([track for track in splits[name] if track.sample_rate == RATE][:count] for name in ("train", "test"))
     heard = lambda tracks, style: (Split(excerpt(track)[0, 0].numpy(), RATE, style) for track in tqdm(tracks, desc=style) if sounds(track))
     records = []
@@ -106,7 +79,7 @@ def measure_filters(splits, count):
         for track in tqdm(test, desc=style):
             records += [{"style": style, **record} for record in sweep_lengths(Split(excerpt(track)[0, 0].numpy(), RATE, style), LENGTHS, learned)]
     write("reach_filters.json", {"made_by": "python scripts/measure_reach.py SONGS --parts filters", "lengths": LENGTHS, "sample_rate": RATE, "train_songs": len(train),
-                                 "songs": [track.name for track in test], "fields": measured, "rows": in_rows(records, ("style", "kind", "taps"))})
+                                 "songs": [track.name for track in test], "rows": in_rows(records, ("style", "kind", "taps"))})
 
 
 def sounds(track):
@@ -114,8 +87,19 @@ def sounds(track):
     return bool(excerpt(track).any())
 
 
-def measure_limits(splits, count):
-    "The palette under v2's limits and the shipped models, on test songs; v2 on songs it learned from."
+def measure_models(splits, count, units):
+    "The shipped models, and v1, TCN and Conv-TasNet as `timbre-palette tables` has trained them in the folder `units`, on test songs."
+    test = [track for track in splits["test"] if track.sample_rate == RATE][:count]
+    models = {name: find_model(name) for name in ("graybox", "blackbox")}
+    models |= {name: find_renderer(units, Unit(name), 0) for name in ("waveunet-v1", "tcn", "conv-tasnet") if units and read_card(units, Unit(name), 0)}
+    records = []
+    for track in tqdm(test, desc="test songs"):
+        records += evaluate(models, [track])
+    write("reach_models.json", {"made_by": "python scripts/measure_reach.py SONGS --parts models --units TABLES", "songs": [track.name for track in test], "rows": in_rows(records, ("model", "style"))})
+
+
+def measure_limits(splits, count, units):
+    "The palette under v2's limits and v2 itself, on test songs; v2 on songs it learned from."
     train, test = ([track for track in splits[name] if track.sample_rate == RATE][:count] for name in ("train", "test"))
     train = [track for track in train if sounds(track)]
     gains = [loudness_gain_db(excerpt(track)[0, 0].numpy(), RATE) for track in tqdm(train, desc="loudness")]
@@ -136,7 +120,7 @@ def measure_limits(splits, count):
 
     records = []
     for track in tqdm(test, desc="test songs"):
-        records += evaluate({"identity": identity, **limits, "waveunet-v2": with_level, "graybox": find_model("graybox"), "blackbox": find_model("blackbox")}, [track])
+        records += evaluate({"identity": identity, **limits, "waveunet-v2": with_level}, [track])
     needed = [loudness_gain_db(excerpt(track)[0, 0].numpy(), RATE) for track in test]
     known = train[::max(1, len(train) // 8)][:8]
     on_train = evaluate({"identity": identity, "field": limits["field"], "waveunet-v2": v2}, tqdm(known, desc="training songs"))
@@ -147,7 +131,7 @@ def measure_limits(splits, count):
                                 "songs_learned_from": [track.name for track in known], "rows_learned_from": in_rows(on_train, ("model", "style"))})
 
 
-def measure_further(splits, count, steps=60, size=2, seconds=0.5, learning_rate=2e-4, segments=12):
+def measure_further(splits, count, units, steps=60, size=2, seconds=0.5, learning_rate=2e-4, segments=12):
     "v2 as shipped, trained further on the same batches: under StableLoss, and under the error of the wave alone."
     train, val = Segments(splits["train"][:count], size, seconds, seed=1), Segments(splits["val"][:count], segments, 1.0, seed=2)[0].x
     rows = []
@@ -189,14 +173,15 @@ def measure_further(splits, count, steps=60, size=2, seconds=0.5, learning_rate=
                                      "validation_segments": len(val), "rows": rows})
 
 
-PARTS = {"filters": measure_filters, "limits": measure_limits, "further": measure_further}
+PARTS = {"fields": measure_fields, "models": measure_models, "filters": measure_filters, "limits": measure_limits, "further": measure_further}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("songs")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--songs", dest="count", type=int, help="this many of each split only")
+    parser.add_argument("--units", help="a folder of timbre-palette tables, whose v1, TCN and Conv-TasNet are scored too")
     options = parser.parse_args()
     splits = load_splits([options.songs])
     for part in options.parts:
-        PARTS[part](splits, options.count)
+        PARTS[part](splits, options.count, options.units)

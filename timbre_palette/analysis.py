@@ -4,12 +4,16 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'WIDE', 'STEP', 'TINTS', 'RANGE_DB', 'FAINTEST_DB', 'ORIGINAL', 'EXACT', 'ANALYSIS', 'SIGNED', 'SPAN_DB',
-           'BARS', 'PAPER_CONTINUITY', 'LINES', 'describe_layers', 'plot_architecture', 'log_spectrogram',
-           'spectral_difference', 'loudest_start', 'analyse', 'plot_style_analysis', 'plot_full_analysis',
-           'plot_continuity', 'plot_edges']
+           'BARS', 'PAPER_CONTINUITY', 'LINES', 'SHEETS', 'FIVE', 'describe_layers', 'plot_architecture',
+           'log_spectrogram', 'spectral_difference', 'loudest_start', 'analyse', 'plot_style_analysis',
+           'plot_full_analysis', 'plot_continuity', 'blended_models', 'between_styles', 'plot_edges', 'write_figure',
+           'draw_figures']
 
 # %% ../nbs/35_analysis.ipynb #imports
 import copy
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from textwrap import fill
 
 import numpy as np
@@ -20,14 +24,17 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import LogLocator
 from torch import nn
 
-from .anchors import STYLES, palette_reference
-from .audio import PaletteError
-from .blend import parse_style, style_name
-from .evaluation import MEASURES, identity, score, simplex_means
+from .anchors import STYLES, palette, palette_reference
+from .audio import PaletteError, atomic_path, write_audio
+from .blend import continuity, crossfade, parse_style, style_name
+from .data import excerpt
+from .enhance import find_model
+from .evaluation import MEASURES, evaluate_simplex, identity, score, simplex_means
 from .figures import frequency_axis
 from .losses import stft_magnitude
 from .metrics import BANDS_HZ, band_levels
 from .model import ConditionalWaveUNet
+from .songs import find_tracks
 
 # %% ../nbs/35_analysis.ipynb #describe-layers
 KINDS = (nn.ConvTranspose1d, nn.Conv1d)  # what ours are made from
@@ -384,6 +391,19 @@ def plot_continuity(distances, start="fullness", end="layeredness"):
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
+# %% ../nbs/35_analysis.ipynb #between-styles
+def blended_models():
+    "What Figure 3 compares, by name: the exact palette, a cross-fade, and the shipped models."
+    return {"exact palette": palette, "cross-fade": crossfade, "gray-box": find_model("graybox"), "v2 (shipped)": find_model("waveunet-v2")}
+
+def between_styles(models, tracks, steps=10, seconds=10.0, progress=None):
+    """What `models`, functions with the signature of `palette`, do between the corners: a dictionary of `songs`, of `distances` between ten neighbours from fullness to layeredness
+    (means over `tracks`, by model), and of `records` of `evaluate_simplex`, whose arguments the rest are."""
+    sounds = [(excerpt(track, seconds), track.sample_rate) for track in tracks]
+    with torch.inference_mode():
+        distances = {name: np.mean([continuity(x, rate, render=render) for x, rate in sounds], axis=0).tolist() for name, render in models.items()}
+    return {"songs": [track.name for track in tracks], "distances": distances, "records": evaluate_simplex(models, tracks, steps, seconds, progress)}
+
 # %% ../nbs/35_analysis.ipynb #plot-edges
 def plot_edges(records, measure="si_snr"):
     """A `Figure`: a measure of every model against the exact palette along the three edges of the triangle, means over songs.
@@ -407,3 +427,55 @@ def plot_edges(records, measure="si_snr"):
     panels[0].set_ylabel(MEASURES[measure])
     figure.legend(loc="outside lower center", ncols=6, fontsize="small")
     return figure
+
+# %% ../nbs/35_analysis.ipynb #draw-figures
+SHEETS = ("1", "2", "3", "pages")
+FIVE = ("guitar_prelude", "chorus", "piano_solo_1", "piano_solo_2", "piano_solo_3")  # stand-ins for the files of appendix A.5
+
+def write_figure(figure, path):
+    "Write a `Figure` in the format of its suffix, png or svg; the path."
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix[1:], **({"metadata": {"Date": None}} if Path(path).suffix == ".svg" else {}))
+    return Path(path)
+
+def draw_figures(clips, models, folder, style="fullness", sheets=SHEETS, suffix="png", start=None, seconds=3.0, network=None, progress=None):
+    """Draw the paper's figures into `folder`: a list of paths.
+
+    `clips` is a dictionary from names to functions that give `(samples, sample_rate)`, NumPy `(channels, time)`; `models` one of functions with the signature of `palette`, ours first; `sheets` some of
+    `SHEETS`: Figure 1 of `network`, a `ConditionalWaveUNet`, Figure 2 of each clip against the first baseline, Figure 3 of the first clip by `blended_models`, and A.5's pages, one of each clip for each baseline.
+    `start` and `seconds` choose the window. Raises `PaletteError` for fewer than two models, an unknown sheet, and as `plot_full_analysis`.
+    """
+    unknown = [sheet for sheet in sheets if sheet not in SHEETS]
+    if unknown or len(models) < 2 or suffix not in ("png", "svg"):
+        raise PaletteError(f"there is no figure {unknown[0]!r}; use some of {', '.join(SHEETS)}" if unknown else "name two models or more, ours first" if len(models) < 2 else f"figures are png or svg, not {suffix}")
+    (ours, render), *rivals = models.items()
+    folder, jobs = Path(folder), []
+    folder.mkdir(parents=True, exist_ok=True)
+    if "1" in sheets:
+        jobs.append(("figure1", lambda: plot_architecture(network or ConditionalWaveUNet("v2"))))
+    for name, read in clips.items():
+        for rival, other in rivals:
+            pair = {ours: render, rival: other}
+            if "2" in sheets and rival == rivals[0][0]:
+                jobs.append((f"figure2-{name}", lambda read=read, pair=pair: plot_style_analysis(*read(), style, pair, start, seconds)))
+            if "pages" in sheets:
+                jobs.append((f"{name}-vs-{rival}", lambda read=read, pair=pair: plot_full_analysis(*read(), style, pair, start, seconds)))
+    if "3" in sheets:
+        between = {}
+
+        def measure():
+            "What lies between the styles on the first clip, once."
+            if not between:
+                with TemporaryDirectory() as work:
+                    samples, sample_rate = next(iter(clips.values()))()
+                    write_audio(Path(work) / "clip.wav", samples, sample_rate, "FLOAT")
+                    between.update(between_styles(blended_models(), find_tracks(work), steps=5, seconds=seconds))
+            return between
+
+        jobs += [("figure3", lambda: plot_continuity({"paper": PAPER_CONTINUITY, **measure()["distances"]})), ("figure3-edges", lambda: plot_edges(measure()["records"]))]
+    paths = []
+    for number, (name, draw) in enumerate(jobs):
+        paths.append(write_figure(draw(), folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.{suffix}"))
+        if progress:
+            progress(number + 1, len(jobs))
+    return paths
