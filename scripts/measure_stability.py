@@ -66,15 +66,14 @@ PARTS = {  # each a list of settings, in order of what they tell
     "filled": cells(GRAY, (BARE, ROOT), "dithered"),
     "silence": cells(MODELS, (BARE, ROOT, SAFE), "silence", steps=8),
     "losses": cells(GRAY, (STABLE, SAFE)),
-    "rates": cells(RECURSIVE, (STABLE, SAFE), learning_rates=(1e-2,)),
+    "rates": cells(RECURSIVE, (STABLE, SAFE), learning_rates=(1e-3, 3e-3, 1e-2)),
     "waves-filled": cells(WAVE, (BARE, ROOT), "dithered", steps=45),
     "waves": cells(WAVE, (STABLE, SAFE), precision="bfloat16"),
     "waves-rates": cells(("early-waveunet",), (STABLE, SAFE), learning_rates=(1e-2,), precision="bfloat16", steps=45),
-    "halves": cells(("early-waveunet",), (ROOT,), precision="bfloat16", steps=45) + cells(("early-waveunet",), (STABLE, SAFE), precision="float16", steps=8),
-    "between": cells(RECURSIVE, (STABLE, SAFE), learning_rates=(1e-3,)),
+    "halves": cells(("early-waveunet",), (ROOT,), precision="bfloat16", steps=45) + cells(("early-waveunet",), (STABLE,), precision="float16", steps=8),
     "long": cells(RECURSIVE, (STABLE,), steps=950),
 }
-ONE_SEED = ("waves-filled", "waves-rates", "halves", "between", "long")
+ONE_SEED = ("waves-filled", "waves-rates", "halves", "long")
 
 
 def count_zeros(tracks, data, seed, batches=150):
@@ -129,7 +128,7 @@ if __name__ == "__main__":
         if not any(row["data"] == data for row in known["zeros"]):
             known["zeros"].append(count_zeros(tracks, data, 0))
             write(known)
-    wanted = [{**cell, "seed": seed} for part in options.parts for seed in (options.seeds[:1] if part in ONE_SEED else options.seeds) for cell in PARTS[part]]
+    wanted = [{**cell, "seed": seed} for seed in options.seeds for part in options.parts if part not in ONE_SEED or seed == options.seeds[0] for cell in PARTS[part]]
     missing = [run for run in wanted if not any(all(row[name] == value for name, value in run.items()) for row in known["rows"])]
     for run in (bar := tqdm(missing)):
         bar.set_description(f"{run['model']}, {run['loss']}, {run['data']}, {run['learning_rate']:g}, seed {run['seed']}")
