@@ -623,7 +623,7 @@ def run_figures(options):
     from timbre_palette.analysis import FIVE, draw_figures
     from timbre_palette.audio import PaletteError, read_audio
     from timbre_palette.checkpoint import Pretrained
-    from timbre_palette.enhance import find_model, model_label
+    from timbre_palette.enhance import MODELS, find_model, model_label
     from timbre_palette.material import STANDINS
     from timbre_palette.model import ConditionalWaveUNet
     if options.seconds <= 0:
@@ -637,9 +637,11 @@ def run_figures(options):
         return read
 
     clips = {Path(path).stem: reader(path) for path in options.input} or {name: partial(lambda name: (STANDINS[name](44100), 44100), name) for name in FIVE}
-    label = lambda name: Path(name).parent.name if Path(name).name == "best" else model_label(name)
-    models = {label(name): find_model(name) for name in options.models}
-    network = None if options.models[0] in ("dsp", "graybox", "blackbox") else Pretrained.from_pretrained(options.models[0])
+    known = {name: None if name == "dsp" else Pretrained.from_pretrained(name) for name in options.models if find_model(name)}
+    models = {MODELS.get(name, type(model).__name__): find_model(name) for name, model in known.items()}
+    if len(models) < len(known):  # two of a class
+        models = {model_label(name): find_model(name) for name in known}
+    network = known[options.models[0]]
     with tqdm(leave=False, disable=None, desc="drawing") as bar:
         paths = draw_figures(clips, models, options.out, options.style, options.figures, options.format, options.start, options.seconds,
                              network if isinstance(network, ConditionalWaveUNet) else None, _count(bar))

@@ -137,7 +137,7 @@ def find_material(budget, data, solos, folder):
         raise PaletteError(f"{data}: has no songs to test by; put some into a folder test beside train")
     songs = test[:budget.songs]
     takes = [track for place in ([solos] if isinstance(solos, (str, Path)) else solos) for track in find_tracks(place)]
-    chosen = songs[::max(1, len(songs) // budget.stems)][:budget.stems]
+    chosen = songs[::-(-len(songs) // budget.stems)]
     return {"songs": songs, "solos": [track for track in takes if track.split in ("", "test")] or takes, "stems": separate_stems(chosen, Path(folder) / "stems", budget.excerpt_s)}
 
 # %% ../nbs/37_experiments.ipynb #keep
