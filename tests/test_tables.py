@@ -142,3 +142,18 @@ def test_the_stand_in_for_stems_changes_them(tmp_path, tiny):
     dry, left = excerpt(songs[0], 2.0), excerpt(stem, 2.0)
     assert left.shape == dry.shape and 0.05 < (left.square().mean() / dry.square().mean()).sqrt() < 0.95
     assert ex.separate_stems(songs[:1], tmp_path / "stems", 2.0)[0].path == stem.path  # kept
+
+
+def test_a_network_that_cannot_be_trained_is_left_out(tmp_path, tiny, monkeypatch):
+    """Where torchaudio cannot be loaded, or training breaks down, the others go on and the row says so."""
+    def broken(unit, seed, *arguments, **settings):
+        raise PaletteError("torchaudio cannot be loaded")
+
+    monkeypatch.setattr(tb, "train_unit", broken)
+    said = []
+    experiments = tb.Experiments(tmp_path, tiny, report=said.append)
+    for what, work in experiments.jobs((3,)):
+        work(lambda done, total: None)
+    assert len(said) == 6 and "wide" in said[0] and "torchaudio cannot be loaded; left out" in said[0]
+    rows = {row["model"]: row for row in tb.make_tables(experiments, (3,))[0].shown}
+    assert rows["TCN"]["remark"] == "not run" and rows["TCN"]["paper loss"] == "1.39" and rows["identity: doing nothing"]["lowest loss"]

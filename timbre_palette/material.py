@@ -157,7 +157,7 @@ def degrade(samples, sample_rate, margin=2.0, kernel_ms=200.0):
     try:
         import librosa
     except ImportError:
-        raise PaletteError("separation needs librosa; pip install 'timbre_palette[notebooks]'") from None
+        raise PaletteError("separation needs librosa; pip install 'timbre_palette[tables]'") from None
     if not margin >= 1:
         raise PaletteError(f"a margin is 1 or more, not {margin:g}")
     n_fft = 1 << round(np.log2(0.046 * sample_rate))

@@ -306,7 +306,7 @@ def show_quality(rows, costs):
     shown = []
     for row in rows:
         cost = costs.get(row["model"], {})
-        remarks = ["reduced"] * (row["kind"] == "reduced") + ["not run"] * ("si_snr" not in row) + ["inverted!"] * bool(row.get("inverted"))
+        remarks = ["reduced"] * (row["kind"] == "reduced") + ["not run"] * ("si_snr" not in row) + [f"{row.get('inverted')} inverted"] * bool(row.get("inverted"))
         shown.append({"model": row["model"], "paper STFT dist": _figure(row, "paper_stft_distance", 4), "STFT dist": _figure(row, "stft_distance", 4),
                       "paper SI-SNR": _figure(row, "paper_si_snr", 4), "SI-SNR (dB)": _figure(row, "si_snr", 2), "over identity": _figure(row, "over_identity", 2), "SD-SDR (dB)": _figure(row, "sd_sdr", 2),
                       "worst song": _figure(row, "worst", 1), **({"blends": _figure(row, "blends", 2)} if any("blends" in other for other in rows) else {}),
