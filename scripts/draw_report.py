@@ -23,9 +23,9 @@ STEM = "freecol__sunrise.wav"
 
 
 def shrink(path, folder, share=0.66):
-    "A picture in fewer points and 64 colours."
+    "A picture in fewer points and 96 colours."
     picture = Image.open(path).convert("RGB")
-    picture = picture.resize([round(share * side) for side in picture.size], Image.LANCZOS).quantize(64, dither=Image.Dither.NONE)
+    picture = picture.resize([round(share * side) for side in picture.size], Image.LANCZOS).quantize(96, dither=Image.Dither.NONE)
     picture.save(folder / path.name, optimize=True)
 
 
