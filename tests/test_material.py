@@ -149,6 +149,6 @@ def test_without_librosa(monkeypatch):
         return found(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(PaletteError, match=r"timbre_palette\[notebooks\]"):
+    with pytest.raises(PaletteError, match=r"timbre_palette\[tables\]"):
         degrade(demo_clip(8000), 8000)
     assert "import librosa" not in inspect.getsource(material).split("def degrade")[0]

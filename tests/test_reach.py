@@ -10,6 +10,7 @@ from scipy.signal import lfilter, sosfilt
 
 from timbre_palette.anchors import STYLES, palette_reference
 from timbre_palette.audio import PaletteError, write_audio
+from timbre_palette.baselines.table import find_baseline
 from timbre_palette.checkpoint import Pretrained
 from timbre_palette.data import excerpt
 from timbre_palette.enhance import find_model
@@ -102,13 +103,13 @@ def test_receptive_fields_are_those_counted():
 
 
 def test_stored_fields_are_the_networks():
-    rows = {row["model"]: row for row in stored("filters")["fields"]}
+    rows = {row["model"]: row for row in stored("fields")["rows"]}
     torch.manual_seed(3)
     for version in ("v1", "v2"):
         net = ConditionalWaveUNet(version).double()
         assert receptive_field(lambda x: net(x, [0, 1, 0]), 2048, positions=8) == (rows[f"waveunet-{version}"]["behind"], rows[f"waveunet-{version}"]["ahead"])
-    assert rows["TCN"]["behind"] == 12 * 1111 and rows["TCN"]["ahead"] == 0
-    assert rows["Conv-TasNet"]["behind"] == 8 * 3 * 255 + 15
+    assert rows["tcn"]["behind"] == find_baseline("tcn").build().reach.before and rows["tcn"]["ahead"] == 0
+    assert rows["conv-tasnet"]["behind"] == rows["conv-tasnet"]["ahead"] == 8 * 3 * 255 + 15
 
 
 def test_a_head_cuts_and_nothing_bounded_comes_nearer():
@@ -180,16 +181,17 @@ def test_the_command_measures(tmp_path, monkeypatch, clip):
     spec.loader.exec_module(command)
     monkeypatch.setattr(command, "FOLDER", tmp_path / "data")
     monkeypatch.setattr(command, "LENGTHS", (1, 15))
-    monkeypatch.setattr(command, "fields", lambda: stored("filters")["fields"])
     (tmp_path / "songs").mkdir()
     for number in range(3):
         write_audio(tmp_path / "songs" / f"{number}.wav", 0.5 * clip[None, 30000 * number:30000 * number + 60000], 44100)
     tracks = find_tracks(tmp_path / "songs")
     splits = {"train": tracks[:2], "val": tracks[2:], "test": tracks[2:]}
-    command.measure_filters(splits, None)
-    command.measure_limits(splits, None)
-    command.measure_further(splits, None, steps=2, size=1, segments=1)
-    found = {name: json.loads((tmp_path / "data" / f"reach_{name}.json").read_text(encoding="utf-8")) for name in ("filters", "limits", "further")}
+    command.measure_models(splits, None, None)
+    command.measure_filters(splits, None, None)
+    command.measure_limits(splits, None, None)
+    command.measure_further(splits, None, None, steps=2, size=1, segments=1)
+    found = {name: json.loads((tmp_path / "data" / f"reach_{name}.json").read_text(encoding="utf-8")) for name in ("models", "filters", "limits", "further")}
+    assert {row["model"] for row in found["models"]["rows"]} == {"graybox", "blackbox"}  # no folder of trained ones was given
     assert len(found["filters"]["rows"]) == 3 * 2 * 2 * 3 and found["filters"]["songs"] == ["2.wav"]
     assert {row["model"] for row in found["limits"]["rows"]} == {row["model"] for row in stored("limits")["rows"]}
     assert {row["loss"] for row in found["further"]["rows"]} == {"untouched input", "as shipped", "stable", "error"}
