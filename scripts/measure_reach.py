@@ -5,8 +5,6 @@ and reach_further.json (v2 trained further under two losses) to nbs/results/data
 A minute for the fields, about half an hour for each of the others on one busy core.
 """
 import argparse
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +13,12 @@ from torch import nn
 from tqdm import tqdm
 
 from timbre_palette.anchors import STYLES, palette, palette_reference
+from timbre_palette.audio import write_text
 from timbre_palette.baselines.table import find_baseline
 from timbre_palette.checkpoint import Pretrained
 from timbre_palette.data import Segments, excerpt
 from timbre_palette.enhance import find_model
-from timbre_palette.evaluation import MEASURES, evaluate, identity
+from timbre_palette.evaluation import MEASURES, evaluate, identity, write_measured
 from timbre_palette.experiments import Unit, find_renderer, read_card
 from timbre_palette.losses import LOSSES
 from timbre_palette.metrics import sd_sdr, si_snr, stft_distance
@@ -33,11 +32,9 @@ RATE = 44100
 
 
 def write(name, values):
-    "A JSON file of the report, a row a line."
+    "A JSON file of the report."
     FOLDER.mkdir(exist_ok=True)
-    lines = [f" {json.dumps(key)}: " + (("[\n" + ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in value) + "\n ]") if isinstance(value, list) and value and isinstance(value[0], dict)
-             else json.dumps(value, ensure_ascii=False)) for key, value in values.items()]
-    (FOLDER / name).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    write_text(FOLDER / name, write_measured(values))
     print(FOLDER / name)
 
 

@@ -15,23 +15,18 @@ import torch
 from tqdm import tqdm
 
 from timbre_palette.anchors import palette
-from timbre_palette.audio import atomic_path
-from timbre_palette.baselines.early import NaiveWaveUNet, RecursiveGrayBox
+from timbre_palette.audio import write_text
 from timbre_palette.data import Segments
-from timbre_palette.graybox import GrayBox
-from timbre_palette.losses import LogSTFTLoss, NaiveLogSTFTLoss, StableLoss, stft_magnitude
+from timbre_palette.evaluation import write_measured
+from timbre_palette.losses import stft_magnitude
 from timbre_palette.mastering import dither
-from timbre_palette.model import RATE, ConditionalWaveUNet
-from timbre_palette.recipe import RECIPES
+from timbre_palette.model import RATE
 from timbre_palette.songs import load_splits
-from timbre_palette.stability import survive
+from timbre_palette.stability import SUBJECTS, TRIED, survive
 
 OUT = Path(__file__).resolve().parent.parent / "nbs" / "results" / "data" / "stability.json"
 SIZE, SECONDS = 2, 0.65
-MODELS = {"early-graybox": RecursiveGrayBox, "early-graybox-poles": lambda: RecursiveGrayBox(form="poles"), "early-waveunet": NaiveWaveUNet,
-          "graybox": lambda: GrayBox(**RECIPES["graybox"].arguments), "waveunet-v2": ConditionalWaveUNet}
-LOSSES = {"log-stft, no floor": NaiveLogSTFTLoss, "log-stft, floor behind the root": lambda: NaiveLogSTFTLoss(1e-7), "log-stft, safe": LogSTFTLoss, "stable": StableLoss}
-BARE, ROOT, SAFE, STABLE = LOSSES
+BARE, ROOT, SAFE, STABLE = TRIED
 GRAY, RECURSIVE, WAVE = ("early-graybox", "early-graybox-poles", "graybox"), ("early-graybox", "early-graybox-poles"), ("early-waveunet", "waveunet-v2")
 STEPS = {"waveunet-v2": 45, "early-waveunet": 75}  # an epoch of the paper is 75
 DATA = {"songs": lambda x, seed: x,
@@ -62,9 +57,9 @@ def cells(models, losses, data="songs", learning_rates=(1e-4,), precision="float
 
 
 PARTS = {  # each a list of settings, in order of what they tell
-    "naive": cells(MODELS, (BARE, ROOT)),
+    "naive": cells(SUBJECTS, (BARE, ROOT)),
     "filled": cells(GRAY, (BARE, ROOT), "dithered"),
-    "silence": cells(MODELS, (BARE, ROOT, SAFE), "silence", steps=8),
+    "silence": cells(SUBJECTS, (BARE, ROOT, SAFE), "silence", steps=8),
     "losses": cells(GRAY, (STABLE, SAFE)),
     "rates": cells(RECURSIVE, (STABLE, SAFE), learning_rates=(1e-3, 3e-3, 1e-2)),
     "waves-filled": cells(WAVE, (BARE, ROOT), "dithered", steps=45),
@@ -104,14 +99,6 @@ def thin(record, most=60):
     return {**{name: short(value) for name, value in record.items()}, "where": where, "losses": [short(loss) for loss in record["losses"]], "curve": [[short(value) for value in row] for row in kept]}
 
 
-def write(known):
-    "The JSON file, a row a line."
-    OUT.parent.mkdir(exist_ok=True)
-    lines = [f" {json.dumps(key)}: " + ("[\n" + ",\n".join("  " + json.dumps(row) for row in value) + "\n ]" if isinstance(value, list) else json.dumps(value)) for key, value in known.items()]
-    with atomic_path(OUT) as temporary:
-        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("songs")
@@ -125,13 +112,13 @@ if __name__ == "__main__":
     for data in DATA:
         if not any(row["data"] == data for row in known["zeros"]):
             known["zeros"].append(count_zeros(tracks, data, 0))
-            write(known)
+            write_text(OUT, write_measured(known))
     wanted = [{**cell, "seed": seed} for seed in options.seeds for part in options.parts if part not in ONE_SEED or seed == options.seeds[0] for cell in PARTS[part]]
     missing = [run for run in wanted if not any(all(row[name] == value for name, value in run.items()) for row in known["rows"])]
     for run in (bar := tqdm(missing)):
         bar.set_description(f"{run['model']}, {run['loss']}, {run['data']}, {run['learning_rate']:g}, seed {run['seed']}")
         begun = time.perf_counter()
-        record = survive(MODELS[run["model"]], LOSSES[run["loss"]](), Batches(tracks, run["data"], run["seed"]), run["asked"], run["learning_rate"],
+        record = survive(SUBJECTS[run["model"]], TRIED[run["loss"]](), Batches(tracks, run["data"], run["seed"]), run["asked"], run["learning_rate"],
                          seed=run["seed"], precision=run["precision"], progress=lambda step, loss: bar.set_postfix(step=step, loss=f"{loss:.4g}"))
         known["rows"].append({**run, **thin(record), "minutes": round((time.perf_counter() - begun) / 60, 2)})
-        write(known)
+        write_text(OUT, write_measured(known))

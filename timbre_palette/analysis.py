@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'WIDE', 'STEP', 'TINTS', 'RANGE_DB', 'FAINTEST_DB', 'ORIGINAL', 'EXACT', 'ANALYSIS', 'SIGNED', 'SPAN_DB',
-           'BARS', 'PAPER_CONTINUITY', 'LINES', 'SHEETS', 'FIVE', 'describe_layers', 'plot_architecture',
-           'log_spectrogram', 'spectral_difference', 'loudest_start', 'analyse', 'plot_style_analysis',
-           'plot_full_analysis', 'plot_continuity', 'blended_models', 'between_styles', 'plot_edges', 'write_figure',
-           'draw_figures']
+           'BARS', 'PAPER_CONTINUITY', 'LINES', 'SHEETS', 'describe_layers', 'plot_architecture', 'log_spectrogram',
+           'spectral_difference', 'loudest_start', 'analyse', 'plot_style_analysis', 'plot_full_analysis',
+           'plot_continuity', 'blended_models', 'between_styles', 'plot_edges', 'write_figure', 'draw_figures']
 
 # %% ../nbs/35_analysis.ipynb #imports
 import copy
@@ -29,7 +28,7 @@ from .audio import PaletteError, atomic_path, write_audio
 from .blend import continuity, crossfade, parse_style, style_name
 from .data import excerpt
 from .enhance import find_model
-from .evaluation import MEASURES, evaluate_simplex, identity, score, simplex_means
+from .evaluation import MEASURES, evaluate_simplex, score, simplex_means
 from .figures import frequency_axis
 from .losses import stft_magnitude
 from .metrics import BANDS_HZ, band_levels
@@ -430,7 +429,6 @@ def plot_edges(records, measure="si_snr"):
 
 # %% ../nbs/35_analysis.ipynb #draw-figures
 SHEETS = ("1", "2", "3", "pages")
-FIVE = ("guitar_prelude", "chorus", "piano_solo_1", "piano_solo_2", "piano_solo_3")  # stand-ins for the files of appendix A.5
 
 def write_figure(figure, path):
     "Write a `Figure` in the format of its suffix, png or svg; the path."

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['MPEG_KBPS', 'BLOCK', 'HIGHEST_RATE', 'LOUDEST', 'VORBIS_ORDER', 'TAGS', 'AV_SUFFIXES', 'PCM', 'CONTAINERS',
            'WAV_BYTES', 'PCM_BITS', 'PaletteError', 'db_to_gain', 'gain_to_db', 'Recording', 'AudioReader',
-           'open_audio', 'read_audio', 'read_header', 'atomic_path', 'made_folder', 'Container', 'check_output',
-           'audio_writer', 'write_audio', 'keep_freed_memory', 'enough_memory', 'resample', 'peak_db', 'rms_db']
+           'open_audio', 'read_audio', 'read_header', 'atomic_path', 'write_text', 'made_folder', 'Container',
+           'check_output', 'audio_writer', 'write_audio', 'keep_freed_memory', 'enough_memory', 'resample', 'peak_db',
+           'rms_db']
 
 # %% ../nbs/00_audio.ipynb #imports
 import ctypes
@@ -352,6 +353,12 @@ def atomic_path(path):
         raise PaletteError(f"{path}: cannot be written ({error.strerror or _one_line(error)})") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+# %% ../nbs/00_audio.ipynb #write-text
+def write_text(path, text):
+    "Write `text` to the file `path` as UTF-8, whole or not at all; errors as of `atomic_path`."
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 # %% ../nbs/00_audio.ipynb #made-folder
 @contextmanager

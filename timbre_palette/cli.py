@@ -620,11 +620,11 @@ def run_tables(options):
 def run_figures(options):
     "`timbre-palette figures`."
     from tqdm import tqdm
-    from timbre_palette.analysis import FIVE, draw_figures
+    from timbre_palette.analysis import draw_figures
     from timbre_palette.audio import PaletteError, read_audio
     from timbre_palette.checkpoint import Pretrained
     from timbre_palette.enhance import MODELS, find_model, model_label
-    from timbre_palette.material import STANDINS
+    from timbre_palette.material import FIVE, STANDINS
     from timbre_palette.model import ConditionalWaveUNet
     if options.seconds <= 0:
         raise PaletteError("--seconds is a number above 0")
@@ -637,11 +637,12 @@ def run_figures(options):
         return read
 
     clips = {Path(path).stem: reader(path) for path in options.input} or {name: partial(lambda name: (STANDINS[name](44100), 44100), name) for name in FIVE}
-    known = {name: None if name == "dsp" else Pretrained.from_pretrained(name) for name in options.models if find_model(name)}
-    models = {MODELS.get(name, type(model).__name__): find_model(name) for name, model in known.items()}
-    if len(models) < len(known):  # two of a class
-        models = {model_label(name): find_model(name) for name in known}
-    network = known[options.models[0]]
+    renderers = {name: find_model(name) for name in options.models}
+    networks = {name: None if name == "dsp" else Pretrained.from_pretrained(name) for name in renderers}
+    models = {MODELS.get(name, type(networks[name]).__name__): render for name, render in renderers.items()}
+    if len(models) < len(renderers):  # two of a class
+        models = {model_label(name): render for name, render in renderers.items()}
+    network = networks[options.models[0]]
     with tqdm(leave=False, disable=None, desc="drawing") as bar:
         paths = draw_figures(clips, models, options.out, options.style, options.figures, options.format, options.start, options.seconds,
                              network if isinstance(network, ConditionalWaveUNet) else None, _count(bar))

@@ -31,7 +31,7 @@ from scipy.fft import irfft, next_fast_len, rfft
 from torch import nn
 
 from .anchors import STYLES, palette, palette_stages, stage_strengths
-from .audio import PaletteError, atomic_path, db_to_gain, read_audio
+from .audio import PaletteError, db_to_gain, read_audio, write_text
 from .blend import parse_style
 from .checkpoint import Pretrained, find_class, register, shipped
 from .data import Segments
@@ -592,8 +592,7 @@ def _claim(folder, asked):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PaletteError(f"{folder}: cannot be made or is not a folder ({error.strerror}); name another") from None
-    with atomic_path(mark) as temporary:
-        temporary.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
+    write_text(mark, json.dumps(asked, indent=1) + "\n")
 
 def learn_colour(spec, data, folder, kind="auto", recipe=RECIPE, device="auto", report=None, progress=None):
     """A model that does what the colour `spec` (see `find_colour`) does, learned from the songs of `data` (see `songs.find_tracks`; None for pairs), and kept in `folder/best`.

@@ -11,7 +11,7 @@ import html
 import numpy as np
 
 from .anchors import STYLES
-from .audio import atomic_path, db_to_gain, made_folder, write_audio
+from .audio import atomic_path, db_to_gain, made_folder, write_audio, write_text
 from .blend import PRESETS
 from .enhance import enhance, headroom_gain_db, model_label
 from .loudness import measure
@@ -96,6 +96,5 @@ def make_demo(folder, sample_rate=44100, progress=None):
                 progress(number + 1, len(wanted))
         with atomic_path(folder / "spectra.png") as temporary:
             plot_spectra(shown, sample_rate).savefig(temporary, format="png")
-        with atomic_path(folder / "index.html") as temporary:
-            temporary.write_text(demo_page(versions), encoding="utf-8")
+        write_text(folder / "index.html", demo_page(versions))
     return folder / "index.html"

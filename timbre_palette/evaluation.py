@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MEASURES', 'YARDSTICKS', 'FORM_VARIANTS', 'BESIDE_EXACT', 'WRITERS', 'BASS_HZ', 'TILT_HZ', 'FAINT_DB', 'LEAST_LU',
            'KNOBS', 'score', 'identity', 'yardsticks', 'in_form', 'evaluate', 'evaluate_blends', 'summarise',
-           'write_table', 'simplex_points', 'octave_levels', 'movements', 'evaluate_simplex', 'simplex_means',
-           'summarise_simplex', 'rank_correlation', 'follow_weights']
+           'write_table', 'write_measured', 'simplex_points', 'octave_levels', 'movements', 'evaluate_simplex',
+           'simplex_means', 'summarise_simplex', 'rank_correlation', 'follow_weights']
 
 # %% ../nbs/32_evaluation.ipynb #imports
 import csv
@@ -190,6 +190,13 @@ def write_table(rows, layout="text", columns=None):
     if layout not in WRITERS:
         raise PaletteError(f"unknown table layout {layout!r}; use one of {', '.join(WRITERS)}")
     return WRITERS[layout](rows, list(columns or dict.fromkeys(name for row in rows for name in row)))
+
+def write_measured(measured):
+    "A dictionary of what was measured as JSON that can be read and compared: its lists of rows, dictionaries, a row a line."
+    lists = {name: isinstance(value, list) and bool(value) and isinstance(value[0], dict) for name, value in measured.items()}
+    row = lambda value: json.dumps(value, ensure_ascii=False)
+    parts = [f" {json.dumps(name)}: " + ("[\n" + ",\n".join("  " + row(one) for one in value) + "\n ]" if lists[name] else row(value)) for name, value in measured.items()]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 # %% ../nbs/32_evaluation.ipynb #simplex-points
 def simplex_points(steps=10):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMANTS', 'ONSET_S', 'RELEASE_S', 'PRELUDE', 'CADENCE', 'ELISE', 'MINUET', 'SONATA', 'GREENSLEEVES', 'JASMINE',
-           'GYMNOPEDIE', 'CANON', 'STANDINS', 'sawtooth', 'ensemble', 'strings', 'choir', 'flute', 'piano', 'play',
-           'melody', 'chords', 'arpeggio', 'degrade']
+           'GYMNOPEDIE', 'CANON', 'STANDINS', 'FIVE', 'SOLO_TAKES', 'sawtooth', 'ensemble', 'strings', 'choir', 'flute',
+           'piano', 'play', 'melody', 'chords', 'arpeggio', 'degrade']
 
 # %% ../nbs/31_material.ipynb #imports
 from functools import partial
@@ -146,6 +146,7 @@ STANDINS = {
     "piano": partial(play, GYMNOPEDIE, piano, tempo=84),
     "strings": partial(play, CANON, strings, tempo=60),
 }
+FIVE, SOLO_TAKES = tuple(STANDINS)[:5], tuple(STANDINS)[5:]  # the files of appendix A.5; the instruments of the listening test
 
 # %% ../nbs/31_material.ipynb #degrade
 def degrade(samples, sample_rate, margin=2.0, kernel_ms=200.0):

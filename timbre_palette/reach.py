@@ -8,8 +8,6 @@ __all__ = ['PARTS', 'SILENCE_S', 'KINDS', 'receptive_field', 'correlations', 'be
            'restricted']
 
 # %% ../nbs/33_reach.ipynb #imports
-from functools import partial
-
 import numpy as np
 import torch
 from scipy.fft import irfft, next_fast_len, rfft

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .audio import CONTAINERS, PaletteError, atomic_path, read_header
+from .audio import CONTAINERS, PaletteError, read_header, write_text
 
 # %% ../nbs/17_songs.ipynb #title-key
 def title_key(name):
@@ -75,8 +75,7 @@ def read_headers(folder, paths):
             found[path] = str(error).removeprefix(f"{path}: ")
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(index) as temporary:
-            temporary.write_text(json.dumps([[name, *entry] for name, entry in known.items()]), encoding="utf-8")
+        write_text(index, json.dumps([[name, *entry] for name, entry in known.items()]))
     except (OSError, ValueError):  # a read-only home, a name that is not text
         pass
     return found

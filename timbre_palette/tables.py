@@ -25,22 +25,19 @@ from scipy.stats import rankdata, t
 import timbre_palette
 from .analysis import PAPER_CONTINUITY, between_styles, blended_models, describe_layers
 from .anchors import STYLES, palette
-from .audio import PaletteError, atomic_path, write_audio
-from .baselines.table import describe_baselines, find_baseline
+from .audio import PaletteError, write_audio, write_text
+from .baselines.table import describe_baselines
 from .blend import PRESETS, crossfade, parse_style
 from .data import Segments, excerpt
 from .enhance import find_model
 from .evaluation import MEASURES, follow_weights, summarise, summarise_simplex, write_table
 from .experiments import (Unit, experts, find_material, find_renderer, keep, lowest_loss, read_card, read_scores, score_unit, score_yardsticks, synthesise_solos, synthesise_songs, time_renderers,
                                         train_unit, unit_folder, validation_losses)
-from .graybox import GrayBox
-from .losses import NaiveLogSTFTLoss, StableLoss
 from .loudness import loudness_reference
 from .metrics import band_levels, si_snr
 from .model import ConditionalWaveUNet
-from .recipe import RECIPES
 from .songs import describe_tracks, find_tracks, load_splits
-from .stability import EPOCH, stability_rows, survive
+from .stability import EPOCH, SUBJECTS, TRIED, stability_rows, survive
 
 # %% ../nbs/39_tables.ipynb #rows
 @dataclass(frozen=True)
@@ -179,9 +176,7 @@ def backbone_rows(budget, data, folder):
     return _ranked(rows, {"loss": True})
 
 # %% ../nbs/39_tables.ipynb #survival
-SURVIVAL = {("early-graybox", "log-stft, no floor"): (lambda: find_baseline("early-graybox").build(), NaiveLogSTFTLoss),
-            ("early-waveunet", "log-stft, no floor"): (lambda: find_baseline("early-waveunet").build(), NaiveLogSTFTLoss),
-            ("graybox", "stable"): (lambda: GrayBox(**RECIPES["graybox"].arguments), StableLoss), ("waveunet-v2", "stable"): (lambda: find_baseline("waveunet-v2").build(), StableLoss)}
+SURVIVAL = (("early-graybox", "log-stft, no floor"), ("early-waveunet", "log-stft, no floor"), ("graybox", "stable"), ("waveunet-v2", "stable"))
 LEARNING_RATE = 1e-4  # section 4.3
 
 def survival_records(budget, data, progress=None):
@@ -189,8 +184,8 @@ def survival_records(budget, data, progress=None):
     tracks, steps, records = load_splits(data)["train"], min(budget.steps, EPOCH // budget.batch), []
     for seed in budget.seeds:
         batches = Segments(tracks, budget.batch, budget.seconds, seed=seed)
-        for (model, loss), (build, make) in SURVIVAL.items():
-            record = survive(build, make(), batches, steps, LEARNING_RATE, seed=seed)
+        for model, loss in SURVIVAL:
+            record = survive(SUBJECTS[model], TRIED[loss](), batches, steps, LEARNING_RATE, seed=seed)
             records.append({"model": model, "loss": loss, "data": "songs", "learning_rate": LEARNING_RATE, "precision": "float32", "seed": seed, **{name: value for name, value in record.items() if name != "curve"}})
             if progress:
                 progress(len(records), len(SURVIVAL) * len(budget.seeds))
@@ -340,8 +335,7 @@ def _claim(folder, budget):
     if path.is_file() and path.read_text(encoding="utf-8") != wanted:
         raise PaletteError(f"{folder}: was made by another budget; name another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(wanted, encoding="utf-8")
+    write_text(path, wanted)
 
 class Experiments:
     """The folder that tables of a `budget` are made from: songs of the place `data` (train, val and test), dry takes in `solos`; both synthesised where they are None.
@@ -498,6 +492,5 @@ def write_tables(tables, about, folder):
     rows = [{"name": table.name, "title": table.title, "notes": table.notes, "shown": table.shown} for table in tables]
     texts["tables.json"] = json.dumps({"about": about, "tables": rows}, indent=1) + "\n"
     for name, text in texts.items():
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     return folder

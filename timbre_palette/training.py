@@ -28,7 +28,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .anchors import STYLES, palette
-from .audio import PaletteError, atomic_path, enough_memory, keep_freed_memory, write_audio
+from .audio import PaletteError, enough_memory, keep_freed_memory, write_audio, write_text
 from .checkpoint import Pretrained, find_class, write_tensors
 from .data import Segments
 from .losses import LOSSES
@@ -406,8 +406,7 @@ def _claim(folder, recipe, splits):
     except OSError as error:
         raise PaletteError(f"{folder}: cannot be made or is not a folder ({error.strerror}); name another") from None
     for mark, text in zip(marks[2:], (write_recipe(recipe), json.dumps(songs, indent=0) + "\n")):
-        with atomic_path(mark) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(mark, text)
 
 def _build(recipe):
     "The model of a recipe, new or from its `start`."
