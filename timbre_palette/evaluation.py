@@ -26,7 +26,7 @@ from .blend import interpolate_styles, parse_style, style_grid, style_name
 from .data import excerpt
 from .enhance import find_stages
 from .loudness import loudness_reference
-from .metrics import sd_sdr, si_snr, stft_distance
+from .metrics import is_inverted, sd_sdr, si_snr, stft_distance
 from .streaming import is_causal, render_long
 
 # %% ../nbs/32_evaluation.ipynb #measures
@@ -35,7 +35,7 @@ MEASURES = {"si_snr": "SI-SNR (dB)", "sd_sdr": "SD-SDR (dB)", "stft_distance": "
 def score(output, target):
     "The three measures of `output` against `target`, both `(1, 1, time)`, and whether it is inverted; a dictionary."
     figures = {"si_snr": si_snr, "sd_sdr": sd_sdr, "stft_distance": stft_distance}
-    return {**{name: measure(output, target).item() for name, measure in figures.items()}, "inverted": bool((output * target).sum() < 0)}
+    return {**{name: measure(output, target).item() for name, measure in figures.items()}, "inverted": bool(is_inverted(output, target))}
 
 # %% ../nbs/32_evaluation.ipynb #rows
 def identity(x, sample_rate, weights, amount=1.0):

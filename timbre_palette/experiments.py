@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BUDGETS', 'BLENDED', 'Budget', 'find_budget', 'Unit', 'experts', 'synthesise_songs', 'synthesise_solos',
            'separate_stems', 'find_material', 'keep', 'unit_folder', 'read_card', 'train_unit', 'find_renderer',
-           'read_scores', 'score_models', 'score_unit', 'score_yardsticks', 'lowest_loss', 'validation_losses',
-           'time_renderers']
+           'read_scores', 'score_models', 'score_unit', 'score_yardsticks', 'lowest_loss', 'validation_figures',
+           'validate_yardsticks', 'validate_unit', 'time_renderers']
 
 # %% ../nbs/37_experiments.ipynb #imports
 import json
@@ -237,12 +237,23 @@ def lowest_loss(card):
     best = min((row for row in card["curve"] if row["loss"] is not None), key=lambda row: row["loss"])
     return best["loss"], best["step"]
 
-def validation_losses(budget, data, seed=0):
-    "StableLoss of the yardsticks and the gray-box on the segments that units of that seed are validated on: a dictionary."
+def validation_figures(renderers, budget, data, seed=0):
+    """What functions with the signature of `palette`, a dictionary, score on the segments that units of that seed are validated on: by name, dictionaries of
+    `loss` (StableLoss), `si_snr` in dB, `stft_distance`, and the share `inverted`."""
     recipe = Unit("waveunet-v2").recipe(budget, seed)
     segments = Segments(recipe.find_songs(data)["val"], recipe.batch, recipe.seconds, recipe.sample_rates, recipe.draw, seed=seed + VALIDATION_SEED)
     batches, objective = [segments[k] for k in range(budget.validation_batches)], PaletteObjective(StableLoss())
-    return {name: validate(_Rendering(render), objective, batches)["loss"] for name, render in _yardsticks().items()}
+    return {name: validate(_Rendering(render), objective, batches) for name, render in renderers.items()}
+
+def validate_yardsticks(budget, data, folder, seed=0):
+    "`validation_figures` of doing nothing, the exact palette, a cross-fade and the gray-box, kept."
+    return keep(Path(folder) / "validated.json", lambda: validation_figures(_yardsticks(), budget, data, seed))
+
+def validate_unit(unit, seed, budget, data, folder):
+    "`validation_figures` of a trained unit's best weights, kept: one dictionary."
+    def make():
+        return validation_figures({"unit": find_renderer(folder, unit, seed)}, budget, data, seed)["unit"]
+    return keep(unit_folder(folder, unit, seed) / "validated.json", make)
 
 # %% ../nbs/37_experiments.ipynb #time-models
 def time_renderers(renderers, seconds=5.0, rounds=3, sample_rate=44100, seed=0):

@@ -32,7 +32,7 @@ from .data import Segments, excerpt
 from .enhance import find_model
 from .evaluation import MEASURES, follow_weights, summarise, summarise_simplex, write_table
 from .experiments import (Unit, experts, find_material, find_renderer, keep, lowest_loss, read_card, read_scores, score_unit, score_yardsticks, synthesise_solos, synthesise_songs, time_renderers,
-                                        train_unit, unit_folder, validation_losses)
+                                        train_unit, unit_folder, validate_unit, validate_yardsticks)
 from .loudness import loudness_reference
 from .metrics import band_levels, si_snr
 from .model import ConditionalWaveUNet
@@ -165,14 +165,13 @@ def _paper_ranks(rows, measure, lower):
 
 # %% ../nbs/39_tables.ipynb #backbone-rows
 def backbone_rows(budget, data, folder):
-    "The rows of Table 3: dictionaries with `model`, `loss`, `at_step`, `paper_loss` and ranks; the yardsticks' losses on the same segments."
+    "The rows of Table 3: dictionaries with `model`, `loss`, `at_step`, `paper_loss`, ranks, and what `experiments.validate_unit` says; the yardsticks on the same segments."
     seed = budget.seeds[0]
-    losses = keep(Path(folder) / "losses.json", lambda: validation_losses(budget, data, seed))
-    rows = [{"model": LABELS[name], "kind": "yardstick", "loss": loss} for name, loss in losses.items()]
+    rows = [{"model": LABELS[name], "kind": "yardstick", **figures} for name, figures in validate_yardsticks(budget, data, folder, seed).items()]
     for row in (*ROWS[3], _V2):
-        card = read_card(folder, row.units[0], seed)
-        found = dict(zip(("loss", "at_step"), lowest_loss(card))) if card else {}
-        rows.append({"model": row.label, "kind": "trained", **({"paper_loss": row.paper["loss"]} if "loss" in row.paper else {}), **found})
+        card, paper = read_card(folder, row.units[0], seed), {"paper_loss": row.paper["loss"]} if "loss" in row.paper else {}
+        found = {**validate_unit(row.units[0], seed, budget, data, folder), **dict(zip(("loss", "at_step"), lowest_loss(card)))} if card else {}
+        rows.append({"model": row.label, "kind": "trained", **paper, **found})
     return _ranked(rows, {"loss": True})
 
 # %% ../nbs/39_tables.ipynb #survival
@@ -322,6 +321,7 @@ def show_backbones(rows, costs):
     for row in rows:
         cost = costs.get(row["model"], {})
         shown.append({"model": row["model"], "paper loss": _figure(row, "paper_loss", 2), "lowest loss": _figure(row, "loss", 4), "at step": str(row.get("at_step", "")), "rank (paper)": _place(row, "loss"),
+                      "SI-SNR (dB)": _figure(row, "si_snr", 2), "upside down": f"{row['inverted']:.0%}" if row.get("inverted") else "",
                       "parameters": f"{cost['parameters']:,}" if cost.get("parameters") else "", "times real time": _figure(cost, "times", 1), "minutes of training": _figure(cost, "minutes", 1),
                       "remark": "" if "loss" in row else "not run"})
     return shown

@@ -32,7 +32,7 @@ from .audio import PaletteError, enough_memory, keep_freed_memory, write_audio, 
 from .checkpoint import Pretrained, find_class, write_tensors
 from .data import Segments
 from .losses import LOSSES
-from .metrics import si_snr, stft_distance
+from .metrics import is_inverted, si_snr, stft_distance
 from .polish import check_size, polish
 from .recipe import OPTIMISERS, PRECISIONS, find_recipe, write_recipe
 from .songs import describe_overlap, describe_tracks
@@ -337,7 +337,7 @@ def fit(model, objective, batches, validation, optimiser, scheduler, steps, fold
 class PaletteObjective(nn.Module):
     """Loss of a model's `render` against a target, by default the exact `palette`, on a `data.Batch`, where this module is.
 
-    The figures are SI-SNR and, of a model in evaluation mode, the STFT distance.
+    The figures are SI-SNR and, of a model in evaluation mode, the STFT distance and the share of outputs that are upside down.
     """
     def __init__(self, loss, target=palette):
         super().__init__()
@@ -352,8 +352,8 @@ class PaletteObjective(nn.Module):
             target = self.target(x, *settings)
         output = model.render(x, *settings).float()
         with exactly:
-            figures = {"si_snr": si_snr} if model.training else {"si_snr": si_snr, "stft_distance": stft_distance}
-            return self.loss(output, target), {name: measure(output.detach(), target).mean().item() for name, measure in figures.items()}
+            figures = {"si_snr": si_snr} if model.training else {"si_snr": si_snr, "stft_distance": stft_distance, "inverted": is_inverted}
+            return self.loss(output, target), {name: measure(output.detach(), target).double().mean().item() for name, measure in figures.items()}
 
 class Untouched(nn.Module):
     "The model that returns its input, to compare with."
