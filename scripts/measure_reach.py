@@ -19,7 +19,7 @@ from timbre_palette.checkpoint import Pretrained
 from timbre_palette.data import Segments, excerpt
 from timbre_palette.enhance import find_model
 from timbre_palette.evaluation import MEASURES, evaluate, identity, write_measured
-from timbre_palette.experiments import Unit, find_renderer, read_card
+from timbre_palette.experiments import Unit, find_budget, read_card, score_unit
 from timbre_palette.losses import LOSSES
 from timbre_palette.metrics import sd_sdr, si_snr, stft_distance
 from timbre_palette.reach import Split, fit_lengths, loudness_gain_db, receptive_field, restricted, sweep_lengths
@@ -87,11 +87,10 @@ def sounds(track):
 def measure_models(splits, count, units):
     "The shipped models, and v1, TCN and Conv-TasNet as `timbre-palette tables` has trained them in the folder `units`, on test songs."
     test = [track for track in splits["test"] if track.sample_rate == RATE][:count]
-    models = {name: find_model(name) for name in ("graybox", "blackbox")}
-    models |= {name: find_renderer(units, Unit(name), 0) for name in ("waveunet-v1", "tcn", "conv-tasnet") if units and read_card(units, Unit(name), 0)}
-    records = []
-    for track in tqdm(test, desc="test songs"):
-        records += evaluate(models, [track])
+    records = evaluate({name: find_model(name) for name in ("graybox", "blackbox")}, tqdm(test, desc="test songs"))
+    for name in ("waveunet-v1", "tcn", "conv-tasnet"):
+        if units and read_card(units, Unit(name), 0):
+            records += [{**record, "model": name} for record in score_unit(Unit(name), 0, find_budget("cpu"), {"songs": test}, units)["songs"]]
     write("reach_models.json", {"made_by": "python scripts/measure_reach.py SONGS --parts models --units TABLES", "songs": [track.name for track in test], "rows": in_rows(records, ("model", "style"))})
 
 

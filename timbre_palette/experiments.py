@@ -139,6 +139,10 @@ def find_material(budget, data, solos, folder):
     return {"songs": songs, "solos": [track for track in takes if track.split in ("", "test")] or takes, "stems": separate_stems(chosen, Path(folder) / "stems", budget.excerpt_s)}
 
 # %% ../nbs/37_experiments.ipynb #keep
+def _read_json(path):
+    "What a JSON file says; an empty dictionary if it is not there."
+    return json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else {}
+
 def keep(path, make):
     "What the JSON file `path` says, which is first made by `make()` if it is not there."
     path = Path(path)
@@ -155,8 +159,7 @@ def unit_folder(folder, unit, seed):
 
 def read_card(folder, unit, seed):
     "The card of a unit that has been trained to its end, or None."
-    path = unit_folder(folder, unit, seed) / "best" / "card.json"
-    card = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    card = _read_json(unit_folder(folder, unit, seed) / "best" / "card.json")
     return card if "curve" in card else None
 
 def train_unit(unit, seed, budget, data, folder, device="auto", report=None, progress=None):
@@ -190,7 +193,7 @@ def find_renderer(folder, unit, seed):
 
 def read_scores(path, material, seconds):
     "Records by kind of material, those that were made of just these tracks and seconds."
-    kept = json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else {}
+    kept = _read_json(path)
     return {name: kept[name]["records"] for name, tracks in material.items()
             if name in kept and kept[name]["songs"] == [track.name for track in tracks] and kept[name]["seconds"] == seconds}
 
@@ -200,11 +203,13 @@ def score_models(models, path, material, styles, seconds, blends=True, progress=
     `material` maps names to `Track`s; `blends` asks for `PRESETS` too, on solos.
     """
     path, scores = Path(path), read_scores(path, material, seconds)
+    kept = _read_json(path)
     for name, tracks in material.items():
         if name not in scores:
             wanted = [*styles, *PRESETS] if blends and name == "solos" else styles
             scores[name] = evaluate(models, tracks, wanted, seconds=seconds, progress=progress)
-            write_text(path, json.dumps({name: {"songs": [track.name for track in material[name]], "seconds": seconds, "records": records} for name, records in scores.items()}))
+            kept[name] = {"songs": [track.name for track in tracks], "seconds": seconds, "records": scores[name]}
+            write_text(path, json.dumps(kept))
     return scores
 
 BLENDED = ("waveunet-v2",)  # the baselines that are asked for blends too
