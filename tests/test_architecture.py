@@ -15,7 +15,7 @@ PACKAGE, NOTEBOOKS = ROOT / "timbre_palette", ROOT / "nbs"
 # Imports go from a layer to itself or to one above it, never down.
 LAYERS = [{"audio", "synth", "filters", "loudness"}, {"effects", "anchors"}, {"losses", "metrics"}, {"checkpoint"},
           {"model", "graybox", "blackbox", "baselines"}, {"songs"}, {"data", "material"}, {"recipe"}, {"polish", "training"}, {"mastering", "streaming"}, {"enhance", "blend", "colours"},
-          {"evaluation", "figures", "reach", "analysis", "stability"}, {"style_transfer"}, {"timbre_transfer"}, {"experiments"}, {"export", "tables", "bench", "explore", "listening", "demo", "cli"}]
+          {"evaluation", "figures", "reach", "analysis", "stability"}, {"style_transfer"}, {"timbre_transfer"}, {"experiments"}, {"export", "tables", "bench", "explore", "listening", "demo", "cli", "pages"}]
 FORBIDDEN = {("timbre_transfer", "style_transfer")}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -113,7 +113,7 @@ def test_links_lead_somewhere():
     for path in [ROOT / "README.md", *notebooks()]:
         text = path.read_text(encoding="utf-8")
         for target in re.findall(r"\]\(((?!https?:)[^)#\s]+)\)", text):
-            if re.fullmatch(r"[\w./-]+\.(ipynb|png|md)", target):
+            if re.fullmatch(r"[\w./-]+\.(ipynb|png|mp3|md)", target):
                 assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
