@@ -1,4 +1,5 @@
 """Notebooks in a real browser: one Jupyter server on a free port of this machine, and Chromium without a window."""
+import base64
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import urllib.request
 from contextlib import contextmanager
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -139,3 +141,12 @@ def new_page(browser, theme="light", width=1200, height=900, touch=False):
         assert not errors, errors
     finally:
         context.close()
+
+
+def page_samples(page, name):
+    "What the page's player holds for a version, `(channels, frames)` float32."
+    read = """name => { const { buffer } = document.querySelector(".tp-player").player.sounds.get(name); return [...Array(buffer.numberOfChannels).keys()].map(k => {
+        const bytes = new Uint8Array(buffer.getChannelData(k).buffer); let text = "";
+        for (let at = 0; at < bytes.length; at += 32768) text += String.fromCharCode(...bytes.subarray(at, at + 32768));
+        return btoa(text); }); }"""
+    return np.stack([np.frombuffer(base64.b64decode(channel), np.float32) for channel in page.evaluate(read, name)])

@@ -1,9 +1,7 @@
 """The player in a browser: what it holds is what was loaded, and a change goes on at the same place."""
-import base64
-
 import numpy as np
 import pytest
-from browsers import chromium, jupyter, new_page, write_notebook
+from browsers import chromium, jupyter, new_page, page_samples, write_notebook
 
 CELL = """
 from timbre_palette.player import Player
@@ -23,15 +21,6 @@ def server(tmp_path_factory):
         yield running
 
 
-def samples(page, name):
-    "A buffer of the page as `(channels, frames)`."
-    read = """name => { const buffer = %s.sounds.get(name).buffer; return [...Array(buffer.numberOfChannels).keys()].map(k => {
-        const bytes = new Uint8Array(buffer.getChannelData(k).buffer); let text = "";
-        for (let at = 0; at < bytes.length; at += 32768) text += String.fromCharCode(...bytes.subarray(at, at + 32768));
-        return btoa(text); }); }""" % PLAYER
-    return np.stack([np.frombuffer(base64.b64decode(channel), np.float32) for channel in page.evaluate(read, name)])
-
-
 @pytest.mark.parametrize("place", ["voila", "lab", "notebook"])
 def test_the_page_plays_what_was_loaded(server, place):
     from timbre_palette.synth import demo_clip
@@ -39,7 +28,7 @@ def test_the_page_plays_what_was_loaded(server, place):
     with chromium() as browser, new_page(browser) as page:
         server.open(page, place, f"{place}.ipynb", ".tp-player .tp-versions button:nth-child(2):not([disabled])")
         clip = demo_clip()
-        assert np.array_equal(samples(page, "dry"), clip) and np.array_equal(samples(page, "other way"), np.float32(-1.5) * clip[::-1])
+        assert np.array_equal(page_samples(page, "dry"), clip) and np.array_equal(page_samples(page, "other way"), np.float32(-1.5) * clip[::-1])
 
         page.click(".tp-play")
         page.wait_for_function(f"{PLAYER}.position() > 0.3")

@@ -152,7 +152,15 @@ class Player {
     this.tell({ position: this.position() });
   }
 
-  choose(name) { if (name) this.tell({ current: name }); }
+  choose(name) {
+    if (name === this.model.get("current")) return;
+    this.other = this.model.get("current");
+    this.tell({ current: name });
+  }
+  swap() {  // with the version before this one, or the next
+    const names = this.model.get("names"), current = this.model.get("current");
+    if (names.length > 1) this.choose(names.includes(this.other) && this.other !== current ? this.other : names[(names.indexOf(current) + 1) % names.length]);
+  }
   toggle() { this.tell({ playing: !this.playing }); }
 
   tell(values) {
@@ -180,13 +188,12 @@ function draw(player, model, el) {
   el.classList.add("tp", "tp-player");
   el.tabIndex = 0;
   el.setAttribute("role", "group");
-  el.setAttribute("aria-label", "Player. Space plays and pauses, digits choose a version, arrows seek.");
-  el.dataset.lmSuppressShortcuts = "true";  // digits and arrows are ours, not the notebook's
+  el.setAttribute("aria-label", "Player. Space plays and pauses, digits choose a version, B swaps two, arrows seek.");
   el.player = player;
-  el.innerHTML = `<button class="tp-play"></button><div class="tp-versions" role="radiogroup" aria-label="Version"></div>
+  el.innerHTML = `<button class="tp-play"></button><button class="tp-swap" title="Swap with the other version (key B)">A/B</button><div class="tp-versions" role="radiogroup" aria-label="Version"></div>
     <input class="tp-seek" type="range" min="0" step="0.01" aria-label="Position in seconds"><span class="tp-time"></span>
     <button class="tp-loop" title="Play it again and again" aria-label="Loop">${icon("loop")}</button>`;
-  const [play, versions, seek, time, loop] = el.children;
+  const [play, swap, versions, seek, time, loop] = el.children;
   let shown = null, dragged = false;
 
   const show = () => {
@@ -208,6 +215,7 @@ function draw(player, model, el) {
         return button;
       }));
       versions.hidden = names.length < 2;
+      swap.hidden = names.length !== 2;
     }
     for (const button of versions.children) {
       button.setAttribute("aria-checked", button.dataset.name === model.get("current"));
@@ -220,23 +228,34 @@ function draw(player, model, el) {
     time.textContent = `${clock(place)} / ${clock(length)}`;
   };
   play.onclick = () => player.toggle();
+  swap.onclick = () => player.swap();
   loop.onclick = () => player.tell({ loop: !model.get("loop") });
   seek.oninput = () => { dragged = true; };
   seek.onchange = () => { dragged = false; player.seek(Number(seek.value)); };
-  el.onkeydown = event => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], names = model.get("names");
-    if (event.key === " ") player.toggle();
+  const keys = event => {
+    const inside = el.contains(event.target), letters = "input:not([type=range]), select, textarea, [contenteditable=true]";
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.(letters)) return;
+    const step = inside && { ArrowLeft: -1, ArrowRight: 1 }[event.key], names = model.get("names");
+    if (event.key === " " && (inside || !event.target.closest("button"))) player.toggle();
     else if (step) player.seek(player.position() + step);
+    else if (event.key === "b" || event.key === "B") player.swap();
     else if (/^[1-9]$/.test(event.key) && event.key <= names.length) player.choose(names[event.key - 1]);
     else return;
     event.preventDefault();
     event.stopPropagation();
   };
+  let host = null;
+  const attach = () => {  // where the player is part of something larger, its keys work in all of that
+    if (!el.isConnected) return requestAnimationFrame(attach);
+    host = el.closest(".tp-keys") ?? el;
+    host.dataset.lmSuppressShortcuts = "true";  // digits and arrows are ours, not the notebook's
+    host.addEventListener("keydown", keys);
+  };
+  attach();
   model.on("change:loop", show);
   player.views.add(show);
   show();
-  return () => player.views.delete(show);
+  return () => { player.views.delete(show); host?.removeEventListener("keydown", keys); };
 }
 
 export default () => {
@@ -253,7 +272,7 @@ PLAYER_CSS = LOOK + """
 .tp-player > button { padding: 2px 7px; display: inline-flex; align-items: center; }
 .tp-player button:disabled { opacity: .45; cursor: default; }
 .tp-versions { display: flex; flex-wrap: wrap; gap: 4px; }
-.tp-versions[hidden] { display: none; }
+.tp-player [hidden] { display: none !important; }
 .tp-versions kbd { font: inherit; opacity: .6; }
 .tp-seek { flex: 1 1 120px; min-width: 90px; accent-color: var(--tp-accent); }
 .tp-time { font-variant-numeric: tabular-nums; color: var(--tp-faint); white-space: nowrap; }
@@ -263,7 +282,8 @@ PLAYER_CSS = LOOK + """
 class Player(anywidget.AnyWidget):
     """A widget that plays versions of one clip, one at a time; another version, or a new sound for one, goes on at the same place.
 
-    With the focus on it, space plays and pauses, 1 to 9 choose a version, the arrows seek by a second.
+    With the focus on it, or within something of the class `tp-keys` around it, space plays and pauses, 1 to 9 choose a version, B swaps
+    with the last one; on it the arrows seek by a second.
     """
     _esm, _css = PLAYER_JS, PLAYER_CSS
     names = traitlets.List(traitlets.Unicode(), help="versions, in the order of the keys").tag(sync=True)
@@ -301,8 +321,10 @@ class Player(anywidget.AnyWidget):
 
     def level(self, name, gain_db):
         "Play the version `name` `gain_db` louder than it is, without sending it again."
-        self._sounds[name][0]["gain_db"] = float(gain_db)
-        self.send({"level": name, "gain_db": float(gain_db)})
+        header, _ = self._sounds[name]
+        if header["gain_db"] != float(gain_db):
+            header["gain_db"] = float(gain_db)
+            self.send({"level": name, "gain_db": float(gain_db)})
 
     def forget(self, name):
         "There is no version `name` any more."
