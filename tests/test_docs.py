@@ -115,12 +115,19 @@ def notebooks_by_module():
     return found
 
 
+def is_text(definition):
+    "Whether a constant is a string of several words, which says itself what it is."
+    value = ast.parse(definition).body[0].value
+    last = value.right if isinstance(value, ast.BinOp) else value
+    return isinstance(last, ast.Constant) and isinstance(last.value, str) and len(last.value.split()) > 1
+
+
 def constant_findings(cells):
-    "Constants in the cells of a notebook whose meaning or unit cannot be known: no comment, no unit in the name, not in the text, and no sentence themselves."
+    "Constants in the cells of a notebook whose meaning or unit cannot be known: no comment, no unit in the name, not in the text, and no text themselves."
     text = "\n".join(source for _, source in cells)
     for kind, source in cells:
         for names, definition in definitions(source) if kind == "code" and source.startswith("#| export") else ():
-            for name in names if definition and "#" not in definition and not re.search(r'= \(?f?"""|= \(?"[^"]* [^"]* [^"]*"', definition) else ():
+            for name in names if definition and "#" not in definition and not is_text(definition) else ():
                 if not UNIT.search(name) and not re.search(rf"`(?:\w+\.)?{name}\b", text):
                     yield name
 
