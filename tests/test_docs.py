@@ -298,7 +298,7 @@ def page_problems(site):
 
 
 def text_problems(site):
-    "Formulas are such that Pandoc sees them, nothing is escaped twice, and no place has two of one name."
+    "Formulas are such that Pandoc sees them, nothing is escaped twice, no link stands in another (nbdev links code), and no two places have one name."
     for name, page in site.pages.items():
         prose = page.prose
         for formula in re.findall(r"\$\$.*?\$\$", prose, re.S):
@@ -308,6 +308,7 @@ def text_problems(site):
                 yield f"{name}: a dollar sign that opens no formula, or closes none: {line[:80]}"
         if re.search(r"&(?:lt|gt|amp|quot|#\d+);", page.prose) or re.search(r"\\[()\[]", prose):
             yield f"{name}: an entity, or a formula between other signs than dollars"
+        yield from (f"{name}: a link within a link, {match}" for match in re.findall(r"\[\[[^\]]*\]\([^)]*\)\]\(", page.prose))
         yield from (f"{name}: {count} places are called {place}" for place, count in page.ids.items() if count > 1)
 
 
