@@ -347,6 +347,21 @@ def test_pages(site):
     assert not found, "\n".join(found)
 
 
+def test_checks_of_pages_can_fail(tmp_path):
+    front = lambda place: {"cell_type": "raw", "id": "front", "source": f"---\ntitle: a page\noutput-file: {place}.html\n---"}
+    text = ("## Here\n\n[a](two.ipynb) [b](#here) [c](#there) [d](http://example.org) [`e`](https://example.org) [f](/tmp/x.png) ![g](h.png) "
+            f"[i]({SITE}one.html#here) [j]({SITE}one.html#gone) [k]({REPOSITORY}blob/main/setup.py) [l]({REPOSITORY}blob/main/gone.py) [[m](n)](o)\n\n"
+            "costs $3 &amp; more, $x$\n\n## Here\n\n`[p](code)`\n\n```\n[q](fence) $\n```")
+    for name, place in (("one", "one"), ("three", "three"), ("four", "three")):
+        (tmp_path / f"{name}.ipynb").write_text(json.dumps({"cells": [front(place), {"cell_type": "markdown", "id": "text", "source": text if name == "one" else "Fine, $y$."}]}))
+    (tmp_path / "_quarto.yml").write_text("website: {sidebar: {contents: [index.ipynb, {section: More, contents: [one.ipynb]}]}}")
+    found = Site(tmp_path.resolve())
+    assert [line.split()[1] for line in link_problems(found)] == ["two.ipynb", "#there", "http://example.org", "/tmp/x.png", "h.png", f"{SITE}one.html#gone", f"{REPOSITORY}blob/main/gone.py", "o"]
+    assert sorted(sidebar_problems(found)) == ["four.ipynb: 0 times in the sidebar", "index.ipynb: 1 times in the sidebar", "three.ipynb: 0 times in the sidebar"]
+    assert [line.partition(":")[2].split()[:3] for line in text_problems(found)] == [["a", "dollar", "sign"], ["an", "entity,", "or"], ["a", "link", "within"], ["2", "places", "are"]]
+    assert {line.partition(" ")[2] for line in page_problems(found)} == {"no title or no description", "has the address of another, three.html", "a path of some machine"}
+
+
 def test_the_landing_page_shows_it_at_once():
     "Before its first heading: a figure, players of small sounds, and the two commands, which the README has too, once each."
     readme, top = (ROOT / "README.md").read_text(encoding="utf-8"), ""
