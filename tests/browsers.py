@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
              "--disable-sync", "--autoplay-policy=no-user-gesture-required"]
-PLACES = {"lab": "lab/tree/{}", "notebook": "notebooks/{}", "voila": "voila/render/{}"}
+PLACES = {"lab": "lab/tree/{}?reset", "notebook": "notebooks/{}", "voila": "voila/render/{}"}
 NO_NEWS = {"fetchNews": "false", "checkForUpdates": False}
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXCERPT_S', 'ROOM_DB', 'PAD_JS', 'PAD_CSS', 'SPECTRUM_JS', 'SPECTRUM_CSS', 'UPLOAD_JS', 'UPLOAD_CSS', 'VERSIONS',
            'KEPT', 'snap_style', 'share_rest', 'Excerpt', 'read_excerpt', 'Outdated', 'Rendered', 'render_blend',
-           'playing_gains_db', 'compare_spectra', 'saving_command', 'save_blend', 'Newest', 'PalettePad',
+           'playing_gains_db', 'spectra_of', 'compare_spectra', 'saving_command', 'save_blend', 'Newest', 'PalettePad',
            'SpectrumView', 'Upload', 'Explorer', 'explore']
 
 # %% ../nbs/36_explore.ipynb #imports
@@ -142,15 +142,15 @@ def playing_gains_db(dry, wet, equal=True):
     return level - dry.lufs, level - wet.lufs
 
 # %% ../nbs/36_explore.ipynb #spectra
-def compare_spectra(dry, wet, sample_rate, gains_db=(0.0, 0.0)):
-    "Third-octave levels and band levels of two versions `(channels, frames)`, each with its gain, as JSON values: `hz`, `levels` and `bands`."
-    levels, bands, hz = [], {}, []
-    for samples, gain_db in zip((dry, wet), gains_db):
-        hz, level = average_spectrum(samples, sample_rate)
-        levels.append((level + gain_db).round(2).tolist())
-        for name, value in band_levels(samples, sample_rate).items():
-            bands.setdefault(name.split()[0], []).append(round(value + gain_db, 2))
-    return {"hz": hz.round(1).tolist(), "levels": levels, "bands": bands}
+def spectra_of(samples, sample_rate):
+    "Frequencies in Hz, third-octave levels in dB, and levels in dB of the three bands of samples `(channels, frames)`, three values."
+    return *average_spectrum(samples, sample_rate), {name.split()[0]: level for name, level in band_levels(samples, sample_rate).items()}
+
+def compare_spectra(dry, wet, gains_db=(0.0, 0.0)):
+    "Two versions' `spectra_of`, each with its gain, as JSON values: `hz`, `levels` and `bands`."
+    levels = [(level + gain_db).round(2).tolist() for (_, level, _), gain_db in zip((dry, wet), gains_db)]
+    bands = {name: [round(spectra[2][name] + gain_db, 2) for spectra, gain_db in zip((dry, wet), gains_db)] for name in dry[2]}
+    return {"hz": dry[0].round(1).tolist(), "levels": levels, "bands": bands}
 
 # %% ../nbs/36_explore.ipynb #save-blend
 def saving_command(source, destination, style, amount=1.0, model="graybox"):
@@ -234,8 +234,9 @@ PAD_JS = """
 const COLOURS = [[38, 150, 160], [240, 140, 50], [125, 105, 225]], HEIGHT = Math.sqrt(3) / 2, CATCH = 0.035;
 const CORNERS = [[0.5, 0], [0, HEIGHT], [1, HEIGHT]];  // in units of a side
 const toPoint = weights => [0, 1].map(k => weights.reduce((sum, weight, n) => sum + weight * CORNERS[n][k], 0));
-const percent = weights => {  // whole ones, by largest remainders, as the kernel rounds
-  const exact = weights.map(weight => 100 * weight), whole = exact.map(value => Math.floor(value + 1e-9));
+const percent = weights => {  // whole ones, by largest remainders, as the kernel rounds; thirds are 33 each
+  const exact = weights.map(weight => 100 * weight), whole = exact.map(value => Math.floor(value + 1e-6)), all = whole.reduce((a, b) => a + b);
+  if (whole.every((value, k) => Math.abs(value / all - weights[k]) < 1e-4)) return whole;
   const order = [0, 1, 2].sort((a, b) => (whole[a] - exact[a]) - (whole[b] - exact[b]) || a - b);
   for (let k = 0, left = 100 - whole.reduce((a, b) => a + b); k < left; k++) whole[order[k]]++;
   return whole;
@@ -355,10 +356,10 @@ export default {
 
 PAD_CSS = LOOK + """
 .tp-pad { width: 100%; max-width: 340px; padding: 4px 16px; display: flex; flex-direction: column; align-items: center; gap: 8px; overflow: visible; }
-.tp-area { position: relative; width: 100%; aspect-ratio: 1 / 0.8660254; cursor: crosshair; touch-action: none; user-select: none; }
+.tp-area { position: relative; width: 100%; aspect-ratio: 1 / 0.8660254; cursor: crosshair; touch-action: none; user-select: none; contain: layout style; }
 .tp-area:focus-visible { outline: none; }
 .tp-area:focus-visible .tp-handle { box-shadow: 0 0 0 3px var(--tp-back), 0 0 0 6px var(--tp-accent); }
-.tp-area canvas { position: absolute; inset: 0; width: 100%; height: 100%; clip-path: polygon(50% 0, 100% 100%, 0 100%); }
+.tp-area canvas { position: absolute; inset: 0; width: 100%; height: 100%; clip-path: polygon(50% 0, 100% 100%, 0 100%); will-change: opacity; }
 .tp-dots span { position: absolute; width: 9px; height: 9px; margin: -4.5px; border-radius: 50%; background: #fffd; border: 1px solid #0008; }
 .tp-handle { position: absolute; width: 22px; height: 22px; margin: -11px; border-radius: 50%; border: 3px solid #fff; box-shadow: 0 0 0 1.5px #000a, 0 2px 6px #0008; pointer-events: none; }
 .tp-pad .tp-corner { border-radius: 99px; border-bottom: 3px solid var(--tp-colour); }
@@ -403,7 +404,7 @@ export default {
       const context = canvas.getContext("2d"), box = { left: 40, right: width - 8, top: 22, bottom: height - 20 };
       context.scale(scale, scale);
       context.font = "11px " + style.fontFamily;
-      const heard = levels.flat().filter(level => level > -150), top = 10 * Math.ceil((Math.max(...heard, -60) + 2) / 10), low = top - 70;
+      const heard = levels.flat().filter(level => level > -150), top = 10 * Math.ceil((Math.max(...heard, -60) + 2) / 10), low = top - 50;
       const x = f => box.left + (box.right - box.left) * Math.log(f / hz[0]) / Math.log(hz.at(-1) / hz[0]);
       const y = level => box.top + (box.bottom - box.top) * (top - Math.max(low, level)) / (top - low);
 
@@ -412,13 +413,13 @@ export default {
       context.lineWidth = 1;
       context.globalAlpha = 0.5;
       context.beginPath();
-      for (let level = top; level >= low; level -= 20) { context.moveTo(box.left, y(level)); context.lineTo(box.right, y(level)); }
+      for (let level = top; level >= low; level -= 10) { context.moveTo(box.left, y(level)); context.lineTo(box.right, y(level)); }
       for (const f of [100, 1000, 10000]) if (f < hz.at(-1)) { context.moveTo(x(f), box.top); context.lineTo(x(f), box.bottom); }
       context.stroke();
       context.globalAlpha = 1;
       context.textAlign = "right";
       context.textBaseline = "middle";
-      for (let level = top; level >= low; level -= 20) context.fillText(`${level} dB`.replace("-", "−"), box.left - 4, y(level));
+      for (let level = top; level >= low; level -= 10) context.fillText(`${level} dB`.replace("-", "−"), box.left - 4, y(level));
       context.textAlign = "center";
       context.textBaseline = "top";
       for (const [f, text] of [[100, "100 Hz"], [1000, "1 kHz"], [10000, "10 kHz"]]) if (f < hz.at(-1)) context.fillText(text, Math.min(x(f), box.right - 18), box.bottom + 5);
@@ -563,7 +564,7 @@ class Explorer(ipywidgets.VBox):
             raise PaletteError(f"the explorer blends the three styles; {model} has {len(axes)}: {', '.join(axes)}")
         self.folder, self.blend_style, self.excerpt, self.rendered, self._quiet = Path(folder), style_name(weights), None, None, False
         self._temporary = tempfile.TemporaryDirectory(prefix="timbre_palette_")
-        self._kept, self._spent, self._serial, self._stamp, self._lock = OrderedDict(), {}, 0, None, threading.RLock()
+        self._kept, self._spent, self._serial, self._stamp, self._lock, self._dry_spectra = OrderedDict(), {}, 0, None, threading.RLock(), None
         self._make_widgets(model, weights, amount)
         self._renderer = Newest(self._render, self._failed)
         self._drawer, self._reader, self._saver = Newest(self._draw), Newest(self._read, self._failed), Newest(self._save, self._failed)
@@ -578,6 +579,7 @@ class Explorer(ipywidgets.VBox):
             paths[Path(clip).name] = Path(clip)
         self.clip.options = list(paths.items())
         self._show_excerpt(read_excerpt(*paths.values()))
+        self._show_style(weights)
         self._observe()
         self._wish()
 
@@ -585,17 +587,17 @@ class Explorer(ipywidgets.VBox):
 
     def _make_widgets(self, model, weights, amount):
         "All parts, and where they stand."
-        wide, words = {"width": "100%"}, {"description_width": "92px"}
+        wide, words = {"width": "auto"}, {"description_width": "92px"}
         slider = dict(min=0.0, max=1.0, step=0.01, readout_format=".0%", layout=wide, style=words)
         self.player, self.pad, self.spectrum, self.upload = Player(), PalettePad(weights=weights.tolist(), amount=amount), SpectrumView(), Upload(self._temporary.name)
-        self.sliders = [ipywidgets.FloatSlider(value=weight, description=name, **slider) for name, weight in zip(STYLES, weights)]
+        self.sliders = [ipywidgets.FloatSlider(value=round(float(weight), 2), description=name, **slider) for name, weight in zip(STYLES, weights)]
         self.amount = ipywidgets.FloatSlider(value=amount, description="amount", **slider)
         self.clip = ipywidgets.Dropdown(description="clip", layout={"flex": "1 1 200px", "width": "auto"}, style={"description_width": "40px"})
         self.start = ipywidgets.FloatSlider(min=0.0, max=1.0, step=1.0, description="from second", continuous_update=False, readout_format=".0f", layout=wide, style=words)
         known = {name: label for name, label in MODELS.items()} | ({} if model in MODELS else {str(model): Path(model).name})
         self.model = ipywidgets.Dropdown(options=[(label, name) for name, label in known.items()], value=str(model), description="model", layout=wide, style=words)
         self.preset = ipywidgets.Dropdown(options=[("of your own", ""), *((f"{name}: {text}", name) for name, text in PRESETS.items())], description="preset", layout=wide, style=words)
-        self.equal = ipywidgets.Checkbox(value=True, description="compare at equal loudness", indent=False, layout={"width": "auto"})
+        self.equal = ipywidgets.Checkbox(value=True, description="compare at equal loudness", layout=wide, style=words)
         self.save = ipywidgets.Button(description="Save as WAV", icon="download", button_style="primary", layout={"width": "130px"})
         self.status = ipywidgets.HTML(layout={"flex": "1 1 200px", "min_width": "0", "width": "auto"})
         row = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
@@ -609,7 +611,7 @@ class Explorer(ipywidgets.VBox):
     def _observe(self):
         "From here on, the parts speak."
         for index, slider in enumerate(self.sliders):
-            slider.observe(lambda change, index=index: self._quiet or self.set_style(snap_style(share_rest(parse_style(self.blend_style), index, change["new"]))), "value")
+            slider.observe(lambda change, index=index: self._quiet or self._slid(index, change["new"]), "value")
         self.pad.on_point(self._moved)
         self.preset.observe(lambda change: self._quiet or not change["new"] or self.set_style(change["new"]), "value")
         for part in (self.amount, self.model):
@@ -633,6 +635,12 @@ class Explorer(ipywidgets.VBox):
         near = [name for name in PRESETS if np.allclose(parse_style(name), weights, atol=1e-4)]
         self.set_style(near[0] if near else snap_style(np.maximum(weights, 0.0)))
 
+    def _slid(self, index, value):
+        "A slider was moved; what a page's rounding moves is none."
+        weights = parse_style(self.blend_style)
+        if abs(weights[index] - value) > 0.005:
+            self.set_style(snap_style(share_rest(weights, index, value)))
+
     def set_style(self, style):
         "Go to a style, by its name; raises `PaletteError` if there is none of that name."
         weights = parse_style(style)
@@ -646,7 +654,7 @@ class Explorer(ipywidgets.VBox):
         try:
             self.pad.weights = weights.tolist()
             for slider, weight in zip(self.sliders, weights):
-                slider.value = round(float(weight), 4)
+                slider.value = round(float(weight), 2)  # in its steps, for pages round
             self.preset.value = self.blend_style if self.blend_style in PRESETS else ""
         finally:
             self._quiet = False
@@ -694,7 +702,7 @@ class Explorer(ipywidgets.VBox):
                 return
             gains = playing_gains_db(excerpt, rendered, self.equal.value)
             if new:
-                self.player.load(VERSIONS[1], rendered.samples, excerpt.sample_rate, gains[1], stamp)
+                self.player.load(VERSIONS[1], rendered.samples, excerpt.sample_rate, gains[1], stamp, compact=True)
             else:
                 self.player.level(VERSIONS[1], gains[1])
             self.player.level(VERSIONS[0], gains[0])
@@ -703,7 +711,10 @@ class Explorer(ipywidgets.VBox):
     def _draw(self, wish, outdated):
         "The spectrum of what is played."
         excerpt, rendered, gains = wish
-        self.spectrum.shown = compare_spectra(excerpt.samples, rendered.samples, excerpt.sample_rate, gains)
+        if self._dry_spectra is None or self._dry_spectra[0] is not excerpt:
+            self._dry_spectra = excerpt, spectra_of(excerpt.samples, excerpt.sample_rate)
+        self.spectrum.shown = compare_spectra(self._dry_spectra[1], spectra_of(rendered.samples, excerpt.sample_rate), gains)
+        time.sleep(0.1)  # sound comes first
 
     def _read(self, wish, outdated):
         "Open a file, or another part of one."
