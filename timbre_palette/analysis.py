@@ -207,7 +207,7 @@ def loudest_start(x, sample_rate, seconds=3.0):
     return float(tenths[np.argmax(energy > (1 - 1e-9) * energy.max())] / 10)
 
 # %% ../nbs/35_analysis.ipynb #analyse
-ORIGINAL, EXACT = "original", "exact DSP"
+ORIGINAL, EXACT = "original", "exact DSP"  # what figures call the input and the exact palette
 ANALYSIS = {**MEASURES, "spectral_db": "spectral diff. (dB)", **{name: f"{name} (dB)" for name in BANDS_HZ}}
 
 def _rendered(x, sample_rate, style, models, start, seconds):
@@ -360,7 +360,7 @@ def plot_full_analysis(x, sample_rate, style, models, start=None, seconds=3.0):
     return figure
 
 # %% ../nbs/35_analysis.ipynb #plot-continuity
-PAPER_CONTINUITY = (0.0135, 0.0133, 0.0127, 0.0120, 0.0112, 0.0128, 0.0142, 0.0153, 0.0160, 0.0164)
+PAPER_CONTINUITY = (0.0135, 0.0133, 0.0127, 0.0120, 0.0112, 0.0128, 0.0142, 0.0153, 0.0160, 0.0164)  # STFT distances of the paper's Figure 3
 LINES = tuple({"color": colour, "marker": marker, "ls": line} for colour, marker, line in
               (("#000000", "o", "-"), ("#c8511b", "s", "--"), ("#3a8fd0", "^", "-."), ("#e0a31a", "D", ":"), ("#7a5195", "v", "-"), ("#8a8a8a", "x", "--")))
 
@@ -392,12 +392,15 @@ def plot_continuity(distances, start="fullness", end="layeredness"):
 
 # %% ../nbs/35_analysis.ipynb #between-styles
 def blended_models():
-    "What Figure 3 compares, by name: the exact palette, a cross-fade, and the shipped models."
+    "What Figure 3 compares, by name: the exact palette, a cross-fade, and the shipped models. Raises `PaletteError` where one cannot be loaded, as `find_model`."
     return {"exact palette": palette, "cross-fade": crossfade, "gray-box": find_model("graybox"), "v2 (shipped)": find_model("waveunet-v2")}
 
 def between_styles(models, tracks, steps=10, seconds=10.0, progress=None):
     """What `models`, functions with the signature of `palette`, do between the corners: a dictionary of `songs`, of `distances` between ten neighbours from fullness to layeredness
-    (means over `tracks`, by model), and of `records` of `evaluate_simplex`, whose arguments the rest are."""
+    (means over `tracks`, by model), and of `records` of `evaluate_simplex`, whose arguments the rest are.
+
+    Raises `PaletteError` as `evaluate`.
+    """
     sounds = [(excerpt(track, seconds), track.sample_rate) for track in tracks]
     with torch.inference_mode():
         distances = {name: np.mean([continuity(x, rate, render=render) for x, rate in sounds], axis=0).tolist() for name, render in models.items()}
@@ -431,7 +434,7 @@ def plot_edges(records, measure="si_snr"):
 SHEETS = ("1", "2", "3", "pages")
 
 def write_figure(figure, path):
-    "Write a `Figure` in the format of its suffix, png or svg; the path."
+    "Write a `Figure` in the format of its suffix, png or svg; the path. Raises `PaletteError` where it cannot be written."
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix[1:], **({"metadata": {"Date": None}} if Path(path).suffix == ".svg" else {}))
     return Path(path)

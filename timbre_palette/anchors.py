@@ -23,7 +23,7 @@ from .filters import (Convolver, as_double, bandpass_sos, fft_filter, finite_tap
 from .loudness import Leveller, integrated_loudness, loudness_reference
 
 # %% ../nbs/06_anchors.ipynb #normalise-style
-STYLES = ("fullness", "warmth", "layeredness")
+STYLES = ("fullness", "warmth", "layeredness")  # in the paper's order: static EQ, adaptive EQ, mastering
 
 def _as_array(values):
     "Numbers or a tensor as float64 NumPy."
@@ -57,7 +57,7 @@ def stage_strengths(weights, amount=1.0, axes=STYLES):
     return normalise_style(weights, axes) * amount[..., None]
 
 # %% ../nbs/06_anchors.ipynb #fullness-reference
-PEAK_HZ, PEAK_DB, PEAK_Q = 150.0, 7.0, 1.0
+PEAK_HZ, PEAK_DB, PEAK_Q = 150.0, 7.0, 1.0  # of the bell
 
 def fullness_reference(x, sample_rate, strength=1.0):
     "Fullness of NumPy samples `(channels, time)` (paper, algorithm 1), float64."
@@ -80,7 +80,7 @@ def fullness(x, sample_rate, strength=1.0):
     return _unless_zero(s, x, y)
 
 # %% ../nbs/06_anchors.ipynb #warmth-reference
-BAND_HZ, DRIVE = (250.0, 4000.0), 1.1
+BAND_HZ, DRIVE = (250.0, 4000.0), 1.1  # of the band, and how much louder it enters the hyperbolic tangent
 
 def warmth_reference(x, sample_rate, strength=1.0):
     "Warmth of NumPy samples `(channels, time)` (paper, algorithm 2), float64."
@@ -122,9 +122,9 @@ def layeredness(x, sample_rate, strength=1.0, causal=False):
     return _unless_zero(m, x, y)
 
 # %% ../nbs/06_anchors.ipynb #stft-parameters
-N_FFT, HOP = 2048, 512
+N_FFT, HOP = 2048, 512  # samples
 BAND_CENTRES_HZ = 1000 * 2.0 ** np.array([-2.5, -1.5, -0.5, 0.5, 1.5])
-BAND_MAX_DB, BAND_ALPHA = np.array([3.0, 3.0, 2.0, 2.0, 1.0]), 20.0
+BAND_MAX_DB, BAND_ALPHA = np.array([3.0, 3.0, 2.0, 2.0, 1.0]), 20.0  # G_max and α of the table above, for each band
 SPECTRUM_SCALE = 2 / get_window("hann", N_FFT).sum()  # a full-scale sine reads 1
 
 def _bell_db(sample_rate):
@@ -217,6 +217,7 @@ def layeredness_stft(x, sample_rate, strength=1.0):
     return _unless_zero(m, x, y)
 
 # %% ../nbs/06_anchors.ipynb #palette-reference
+# The three stages by variant, in NumPy.
 REFERENCE_STAGES = {"exact": (fullness_reference, warmth_reference, layeredness_reference),
                     "causal": (fullness_reference, warmth_reference, partial(layeredness_reference, causal=True)),
                     "stft": (fullness_stft_reference, warmth_stft_reference, layeredness_stft_reference)}
@@ -238,6 +239,7 @@ def _stages(table, variant):
     return table[variant]
 
 # %% ../nbs/06_anchors.ipynb #palette
+# The same in torch.
 STAGES = {"exact": (fullness, warmth, layeredness), "causal": (fullness, warmth, partial(layeredness, causal=True)), "stft": (fullness_stft, warmth_stft, layeredness_stft)}
 
 def palette(x, sample_rate, weights, amount=1.0, variant="exact"):

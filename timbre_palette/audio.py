@@ -54,14 +54,17 @@ class Recording:
 
     @property
     def channels(self):
+        "How many channels."
         return self.samples.shape[0]
 
     @property
     def frames(self):
+        "How many frames, samples of one channel."
         return self.samples.shape[1]
 
     @property
     def seconds(self):
+        "How long it is, in seconds."
         return self.frames / self.sample_rate
 
 # %% ../nbs/00_audio.ipynb #looks-cut
@@ -157,7 +160,7 @@ BLOCK = 65536  # frames handed to libsndfile at a time
 HIGHEST_RATE = 1_000_000  # Hz; nothing is recorded above, so a header that says so is damaged
 LOUDEST = 1e9  # a sample beyond this is damage, and its square overflows
 VORBIS_ORDER = {3: [0, 2, 1], 5: [0, 2, 1, 3, 4], 6: [0, 2, 1, 5, 3, 4], 7: [0, 2, 1, 6, 5, 3, 4], 8: [0, 2, 1, 7, 5, 6, 3, 4]}  # as in WAV
-TAGS = ("title", "artist", "album", "date", "genre", "tracknumber", "comment", "copyright")
+TAGS = ("title", "artist", "album", "date", "genre", "tracknumber", "comment", "copyright")  # kept from file to file
 
 def _one_line(error):
     "The reason inside a library's exception, as part of one line."
@@ -198,7 +201,7 @@ class _SoundfileSource:
         return _what_is_missing(path, self._file.format, got, self.frames, self.sample_rate)
 
 # %% ../nbs/00_audio.ipynb #av-source
-AV_SUFFIXES = (".m4a", ".mp4", ".aac")
+AV_SUFFIXES = (".m4a", ".mp4", ".aac")  # of files that PyAV reads
 
 class _AvSource:
     "An open M4A or AAC file; how long it is shows at its end."
@@ -391,8 +394,8 @@ class Container:
     max_sample_rate: int = 10**9  # Hz
     quality: dict = field(default_factory=dict)  # how hard a lossy format compresses
 
-PCM = ("PCM_16", "PCM_24", "PCM_32", "FLOAT")
-CONTAINERS = {
+PCM = ("PCM_16", "PCM_24", "PCM_32", "FLOAT")  # libsndfile's names of sample formats
+CONTAINERS = {  # by suffix, what can be written
     ".wav": Container("WAV", PCM, 1024),
     ".flac": Container("FLAC", PCM[:2], 8),
     ".aiff": Container("AIFF", PCM, 1024),
@@ -502,7 +505,7 @@ def keep_freed_memory():
 # %% ../nbs/00_audio.ipynb #enough-memory
 @contextmanager
 def enough_memory(message):
-    "Turns every way of running out of memory within the block into a `PaletteError` with this message."
+    "Turns every way of running out of memory within the block into a `PaletteError`, which it raises with this message."
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -520,10 +523,10 @@ def resample(samples, from_rate, to_rate):
 
 # %% ../nbs/00_audio.ipynb #peak-db
 def peak_db(samples):
-    "Highest absolute sample in dBFS; minus infinity for silence."
+    "Highest absolute sample of an array of any shape, in dBFS; minus infinity for silence."
     return float(gain_to_db(np.abs(samples).max(initial=0.0)))
 
 # %% ../nbs/00_audio.ipynb #rms-db
 def rms_db(samples):
-    "Root mean square over all samples in dBFS (a full-scale sine is −3.01); minus infinity for silence."
+    "Root mean square over all samples of an array of any shape, in dBFS (a full-scale sine is −3.01); minus infinity for silence."
     return float(gain_to_db(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))))

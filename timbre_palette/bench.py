@@ -65,7 +65,10 @@ def _long_sounds(places, count, lengths_s):
         yield np.concatenate(pieces, 1)[:, :longest]
 
 def make_songs(folder, places=(), count=3, lengths_s=LENGTHS_S):
-    "Write `count` songs of a length within `lengths_s` (seconds) to `folder`, from those of `places` or the demo clip, once for each of `FORMATS` in a folder of its name."
+    """Write `count` songs of a length within `lengths_s` (seconds) to `folder`, from those of `places` or the demo clip, once for each of `FORMATS` in a folder of its name.
+
+    Raises `PaletteError` where a file cannot be read or written.
+    """
     for name in FORMATS:
         (Path(folder) / name).mkdir(parents=True, exist_ok=True)
     for number, sound in enumerate(_long_sounds(places, count, lengths_s)):
@@ -74,7 +77,7 @@ def make_songs(folder, places=(), count=3, lengths_s=LENGTHS_S):
 
 # %% ../nbs/42_bench.ipynb #segments
 def paper_segments(tracks, count, seconds=2.0, sample_rate=44100, seed=0):
-    "Yields `count` pairs of a random segment and its target, `(time,)` each, made as in the paper's Algorithm 4."
+    "Yields `count` pairs of a random segment and its target, `(time,)` each, made as in the paper's Algorithm 4. Raises `PaletteError` as `read_audio`."
     rng = np.random.default_rng(seed)
     frames = round(seconds * sample_rate)
     for _ in range(count):
@@ -88,7 +91,7 @@ def paper_segments(tracks, count, seconds=2.0, sample_rate=44100, seed=0):
         yield x, palette_reference(x[None], sample_rate, weights[0], amount[0])[0]
 
 def time_segments(tracks, size=8, seconds=2.0, rounds=5, paper_count=4):
-    "Segments per second of both ways on `tracks`, in turn, `rounds` times: a dictionary with `ours`, `paper` and the `ratio` of the medians."
+    "Segments per second of both ways on `tracks`, in turn, `rounds` times: a dictionary with `ours`, `paper` and the `ratio` of the medians. Raises `PaletteError` as `read_audio`."
     batches, times = Segments(tracks, size, seconds), {"ours": [], "paper": []}
     palette(*batches[0])
     for number in range(rounds):
@@ -103,14 +106,17 @@ def time_segments(tracks, size=8, seconds=2.0, rounds=5, paper_count=4):
     return {**rates, "ratio": rates["ours"] / rates["paper"]}
 
 def compare_segments(places=(), count=3, lengths_s=LENGTHS_S, **settings):
-    "`time_segments` for each of `FORMATS`, on songs made by `make_songs`: a list of rows."
+    "`time_segments` for each of `FORMATS`, on songs made by `make_songs`: a list of rows. Raises `PaletteError` as `make_songs`."
     with tempfile.TemporaryDirectory() as folder:
         make_songs(folder, places, count, lengths_s)
         return [{"format": name, **time_segments(find_tracks(Path(folder) / name), **settings)} for name in FORMATS]
 
 # %% ../nbs/42_bench.ipynb #waiting
 def time_waiting(recipe, places=(), steps=10, device="auto"):
-    "Train for a few steps on `places` or the demo clip, in a folder that is removed afterwards: a row with the `seconds` a step took and the share of them, in percent, spent `waiting` for segments."
+    """Train for a few steps on `places` or the demo clip, in a folder that is removed afterwards: a row with the `seconds` a step took and the share of them, in percent, spent `waiting` for segments.
+
+    Raises `PaletteError` as `train`.
+    """
     short = find_recipe(recipe, [f"steps={steps}", f"validate_every={steps}", "validation_batches=1"])
     with tempfile.TemporaryDirectory() as folder:
         if not places:
@@ -171,7 +177,10 @@ def _by_sample(x, attack, release, apart):
     return torch.stack(states, 1)
 
 def time_recursion(batch=6, frames=262144, rounds=7):
-    "Seconds for the recursion, forwards and backwards: a dictionary with `indexed` and `apart`, the loops, once each, and `ours`, the median of `rounds`."
+    """Seconds for the recursion, forwards and backwards: a dictionary with `indexed` and `apart`, the loops, once each, and `ours`, the median of `rounds`.
+
+    Raises `PaletteError` if their gradients differ.
+    """
     x = 20 * torch.rand(batch, frames, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ways = {"ours": attack_release, "apart": lambda *values: _by_sample(*values, True), "indexed": lambda *values: _by_sample(*values, False)}
     times, gradients = {}, {}
@@ -189,7 +198,7 @@ def time_recursion(batch=6, frames=262144, rounds=7):
 
 # %% ../nbs/42_bench.ipynb #ways
 def tilt_only_reference(x, sample_rate, weights, amount=1.0):
-    "`palette_reference` without the loudness: fullness, warmth and the tilt alone."
+    "`palette_reference` without the loudness: fullness, warmth and the tilt alone, of NumPy samples `(channels, time)`. Raises `PaletteError` as it does."
     s, a, m = stage_strengths(weights, amount)
     return tilt_reference(warmth_reference(fullness_reference(x, sample_rate, s), sample_rate, a), sample_rate, SLOPE_DB * m)
 
@@ -341,9 +350,9 @@ def time_models(places=(), seconds=60.0, rounds=5, style="s33_a33_m33", ways=Non
     return list(rows.values())
 
 # %% ../nbs/42_bench.ipynb #models-columns
-COLUMNS = ("model", "memory_1", "memory_2", "file_1", "file_2", "cuda", "of_reference", "mb", "si_snr", "note")
+COLUMNS = ("model", "memory_1", "memory_2", "file_1", "file_2", "cuda", "of_reference", "mb", "si_snr", "note")  # see `time_models`
 
 def write_models(rows, layout="text"):
-    "The rows of `time_models` as a table, in a layout of `evaluation.WRITERS`, without columns that are empty."
+    "The rows of `time_models` as a table, in a layout of `evaluation.WRITERS`, without columns that are empty. Raises `PaletteError` for another layout."
     columns = [name for name in COLUMNS if any(name in row for row in rows)]
     return write_table([{name: row[name] for name in columns if name in row} for row in rows], layout, columns)

@@ -49,6 +49,7 @@ class StyledConvolution(nn.Module):
                 last.weight[:kernels + units].normal_()
 
     def forward(self, x, sample_rate, strengths):
+        "What the layer makes of `x`, for `strengths` `(batch, styles)`; the loudness that it hears is that of `x`."
         with torch.no_grad():
             loudness = integrated_loudness(x, sample_rate)
         return self.at_loudness(x, sample_rate, strengths, loudness)
@@ -58,7 +59,7 @@ class StyledConvolution(nn.Module):
         return self.controller(with_loudness(strengths, loudness)).split(self.sizes, 1)
 
     def at_loudness(self, x, sample_rate, strengths, loudness):
-        "The layer for an `x` that is part of something whose `loudness` `(batch,)` is known."
+        "The layer for an `x` that is part of something whose `loudness` `(batch,)`, in LUFS, is known."
         mixture, strength, log_drive, log_gain = self.settings(strengths, loudness)
         frames, reach = x.shape[-1], round(self.straight.taps.shape[1] * sample_rate / RATE)
         n_fft = next_fast_len(frames + reach, real=True)
@@ -71,7 +72,10 @@ class StyledConvolution(nn.Module):
 
 # %% ../nbs/15_blackbox.ipynb #layer-stage
 class LayerStage:
-    "A `layer` with `strengths` `(1, styles)` as a function of blocks `(channels, frames)`; it listens, and `hold(lufs)` comes first."
+    """A `layer` with `strengths` `(1, styles)` as a function of blocks `(channels, frames)`; it listens, and `hold(lufs)` comes first.
+
+    Called before that, it raises `PaletteError`.
+    """
     listens = True
 
     def __init__(self, layer, sample_rate, strengths):
@@ -113,6 +117,7 @@ class BlackBox(StyledModel):
         return [{"params": kernels, "lr": learning_rate}, {"params": controllers, "lr": 4 * learning_rate}]
 
     def forward(self, x, sample_rate, strengths):
+        "The music in the style: the shape of `x`, for `strengths` `(batch, styles)`."
         with torch.autocast(x.device.type, enabled=False):  # an FFT in half precision would be noise
             channels = x.shape[1]
             strengths = strengths.repeat_interleave(channels, 0)

@@ -16,7 +16,8 @@ from .audio import PaletteError
 from .metrics import stft_distance
 
 # %% ../nbs/28_blend.ipynb #parse-style
-LETTERS = dict(zip("sam", STYLES))
+LETTERS = dict(zip("sam", STYLES))  # of the paper's shorthand: static EQ, adaptive EQ, mastering
+# The paper's named blends, and what they are for.
 PRESETS = {"s80_a10_m10": "mostly fullness; what the paper's listeners liked best", "s33_a33_m33": "all three alike",
            "a80_s10_m10": "mostly warmth", "s25_m75": "mostly layeredness, with some fullness", "a25_m75": "mostly layeredness, with some warmth"}
 
@@ -51,6 +52,8 @@ def style_name(weights, axes=STYLES):
     """The name of a style by its percentages, as `s80_a10_m10`, without the axes at zero; whole numbers where they say the same.
 
     One that weighs other `axes` than the three is named in words, as `fullness=0.5,tape=0.5`.
+
+    Raises `PaletteError` as `normalise_style`.
     """
     weights = normalise_style(weights, axes)
     if weights[len(STYLES):].any():
@@ -63,7 +66,7 @@ def style_name(weights, axes=STYLES):
 
 # %% ../nbs/28_blend.ipynb #interpolate-styles
 def interpolate_styles(start, end, steps=10):
-    "Styles `(steps + 1, 3)` evenly spaced from `start` to `end`, both included (paper, section 3.7)."
+    "Styles `(steps + 1, 3)` evenly spaced from the style `start` to the style `end`, both included (paper, section 3.7). Raises `PaletteError` as `parse_style`."
     share = np.linspace(0, 1, steps + 1)[:, None]
     return (1 - share) * parse_style(start) + share * parse_style(end)
 
@@ -73,13 +76,13 @@ def style_grid(steps=10):
 
 # %% ../nbs/28_blend.ipynb #crossfade
 def crossfade(x, sample_rate, weights, amount=1.0, variant="exact"):
-    "The baseline: the anchors' outputs added with the weights, and with the dry signal by `amount`; shapes as in `palette`."
+    "The baseline: the anchors' outputs added with the weights, and with the dry signal by `amount`; shapes as in `palette`. Raises `PaletteError` as `palette`."
     weights = torch.tensor(normalise_style(weights), dtype=x.dtype, device=x.device).expand(x.shape[0], -1)
     wet = sum(weights[:, k, None, None] * palette(x, sample_rate, np.eye(len(STYLES))[k], variant=variant) for k in range(len(STYLES)))
     return x + torch.as_tensor(amount, dtype=x.dtype, device=x.device).reshape(-1, 1, 1) * (wet - x)
 
 # %% ../nbs/28_blend.ipynb #continuity
 def continuity(x, sample_rate, start="fullness", end="layeredness", steps=10, render=palette):
-    "STFT distances `(steps,)` between neighbours on the way from `start` to `end` (paper, figure 3), mean over batch and channels."
+    "STFT distances `(steps,)` between neighbours on the way from `start` to `end` (paper, figure 3), mean over batch and channels. Raises `PaletteError` as `parse_style`."
     rendered = [render(x, sample_rate, style) for style in interpolate_styles(start, end, steps)]
     return np.array([stft_distance(b, a).mean().item() for a, b in zip(rendered, rendered[1:])])

@@ -39,8 +39,8 @@ def find_class(name):
     return _CLASSES[name]
 
 # %% ../nbs/12_checkpoint.ipynb #find-checkpoint
-WEIGHTS = Path(timbre_palette.__file__).parent / "weights"
-FILES = ("card.json", "model.safetensors")
+WEIGHTS = Path(timbre_palette.__file__).parent / "weights"  # the folder of the weights that come with the package
+FILES = ("card.json", "model.safetensors")  # what a folder with weights holds
 
 def shipped():
     "Names of the weights that came with the package."

@@ -27,6 +27,7 @@ class _Parser(argparse.ArgumentParser):
         message = message.replace("\n", "\\n")
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
+# What --help says in more than one place.
 STYLE_HELP = ("fullness, warmth, layeredness; percentages such as s80_a10_m10 (static EQ = fullness, adaptive EQ = warmth, "
               "mastering = layeredness); or words such as fullness=0.5,warmth=0.5, colours of your own among them (default: %(default)s)")
 
@@ -311,7 +312,7 @@ def _at_once(plan, workers, settings, bar):
         pool.shutdown(cancel_futures=True)
 
 def run_enhance(options):
-    "`timbre-palette enhance`."
+    "What `timbre-palette enhance` does. Raises `PaletteError`, of which `run` makes one line and exit code 2."
     from tqdm import tqdm
     from timbre_palette.audio import CONTAINERS, PaletteError, keep_freed_memory, made_folder
     from timbre_palette.enhance import check_settings, choose_subtype, enhance_file, plan_outputs
@@ -377,7 +378,7 @@ def _count(bar):
     return progress
 
 def run_info(options):
-    "`timbre-palette info`."
+    "What `timbre-palette info` does. Raises `PaletteError`, of which `run` makes one line and exit code 2."
     from tqdm import tqdm
 
     from timbre_palette.enhance import inspect_file
@@ -410,7 +411,7 @@ def _report(message):
     tqdm.write(_message(message), file=sys.stderr)
 
 def run_evaluate(options):
-    "`timbre-palette evaluate`."
+    "What `timbre-palette evaluate` does. Raises `PaletteError`, of which `run` makes one line and exit code 2."
     from tqdm import tqdm
     from timbre_palette.audio import PaletteError, keep_freed_memory
     from timbre_palette.blend import crossfade
@@ -461,7 +462,10 @@ def _run_name(options):
     return options.recipe if options.recipe in RECIPES else Path(options.out).name
 
 def run_train(options):
-    "`timbre-palette train`: train, score where there is a test split, and write both into the card."
+    """What `timbre-palette train` does: train, score where there is a test split, and write both into the card.
+
+    Raises `PaletteError`, of which `run` makes one line and exit code 2.
+    """
     from tqdm import tqdm
     from timbre_palette.audio import PaletteError
     from timbre_palette.evaluation import YARDSTICKS, evaluate, summarise
@@ -500,7 +504,7 @@ def run_train(options):
 
 # %% ../nbs/44_cli.ipynb #run-learn
 def run_learn(options):
-    "`timbre-palette learn`."
+    "What `timbre-palette learn` does. Raises `PaletteError`, of which `run` makes one line and exit code 2."
     from dataclasses import replace
     from tqdm import tqdm
     from timbre_palette.audio import PaletteError, keep_freed_memory
@@ -530,7 +534,7 @@ def run_learn(options):
 
 # %% ../nbs/44_cli.ipynb #run-export
 def run_export(options):
-    "`timbre-palette export`."
+    "What `timbre-palette export` does. Raises `PaletteError`, of which `run` makes one line and exit code 2."
     from timbre_palette.export import export_controller, export_onnx, time_stream
     if options.controller:
         made = export_controller(options.model, options.output, options.rate, options.form)
@@ -560,7 +564,7 @@ def _bench_models(options):
     return 0
 
 def run_bench(options):
-    "`timbre-palette bench`."
+    "What `timbre-palette bench` does. Raises `PaletteError`, of which `run` makes one line and exit code 2."
     from timbre_palette.audio import PaletteError
     from timbre_palette.bench import compare_segments, time_effects, time_recursion, time_waiting
     if not 0 <= options.steps <= 10 ** 6:
@@ -587,7 +591,7 @@ def run_bench(options):
 
 # %% ../nbs/44_cli.ipynb #run-tables
 def run_tables(options):
-    "`timbre-palette tables`."
+    "What `timbre-palette tables` does. Raises `PaletteError`, of which `run` makes one line and exit code 2."
     from tqdm import tqdm
     from timbre_palette.audio import PaletteError, keep_freed_memory
     from timbre_palette.experiments import find_budget
@@ -618,7 +622,7 @@ def run_tables(options):
 
 # %% ../nbs/44_cli.ipynb #run-figures
 def run_figures(options):
-    "`timbre-palette figures`."
+    "What `timbre-palette figures` does. Raises `PaletteError`, of which `run` makes one line and exit code 2."
     from tqdm import tqdm
     from timbre_palette.analysis import draw_figures
     from timbre_palette.audio import PaletteError, read_audio
@@ -651,7 +655,7 @@ def run_figures(options):
 
 # %% ../nbs/44_cli.ipynb #run-demo
 def run_demo(options):
-    "`timbre-palette demo`."
+    "What `timbre-palette demo` does. Raises `PaletteError`, of which `run` makes one line and exit code 2."
     from tqdm import tqdm
     from timbre_palette.demo import demo_versions, make_demo
     with tqdm(total=len(demo_versions()), leave=False, disable=None, desc="rendering") as bar:

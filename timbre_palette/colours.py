@@ -47,7 +47,10 @@ from .training import VALIDATION_SEED, find_accelerator, fit, hardware
 
 # %% ../nbs/30_colours.ipynb #colour
 class Colour:
-    "A function `(x (batch, channels, time), sample_rate)` to the same shape, and its `spec`, the words that name it."
+    """A function `(x (batch, channels, time), sample_rate)` to the same shape, and its `spec`, the words that name it.
+
+    A call raises `PaletteError` where the function fails, or returns another shape or what is not finite.
+    """
     def __init__(self, function, spec):
         self.function, self.spec, self._turn = function, spec, threading.Lock()
 
@@ -157,7 +160,10 @@ def find_delay(dry, wet, sample_rate):
 
 # %% ../nbs/30_colours.ipynb #pairs
 class Pairs:
-    "Dry and wet recordings of a folder: `takes`, pairs of `(time,)` float32 at `sample_rate` Hz, of which the wet ones came `delay` frames late."
+    """Dry and wet recordings of a folder: `takes`, pairs of `(time,)` float32 at `sample_rate` Hz, of which the wet ones came `delay` frames late.
+
+    Raises `PaletteError` for a folder without pairs, or with a file that has no partner of its name, length and rate.
+    """
     def __init__(self, folder):
         self.spec, folder = f"pairs:{folder}", Path(folder)
         sides = [{path.stem: path for path in sorted((folder / side).glob("*")) if path.suffix.lower() in SUFFIXES} for side in ("dry", "wet")]
@@ -197,7 +203,7 @@ class Pairs:
         return [(dry[:cut], wet[:cut]) for dry, wet in self.takes], [(dry[cut:], wet[cut:]) for dry, wet in self.takes]
 
 # %% ../nbs/30_colours.ipynb #find-colour
-KINDS = {"python": _from_python, "plugin": _from_plugin, "pairs": Pairs}
+KINDS = {"python": _from_python, "plugin": _from_plugin, "pairs": Pairs}  # what can stand before the colon of a spec
 
 def find_colour(spec):
     """The `Colour`, or the `Pairs`, that `spec` names: `python:package.module:function`, `python:file.py:function`, `plugin:Distortion(drive_db=25)`,
@@ -232,9 +238,11 @@ class Sections(nn.Module):
         return (torch.complex(low - high * square, middle * across) / torch.complex(1 - square, across)).prod(0)
 
     def forward(self, x, sample_rate):
+        "`x` `(batch, channels, time)` through the filters."
         return apply_response(x, sample_rate, lambda n_fft: self.response(n_fft, sample_rate))
 
     def stage(self, sample_rate):
+        "The same for blocks `(channels, frames)`, a `Convolver`."
         n_fft = 2 ** math.ceil(math.log2(2 * sample_rate))
         return Convolver(impulse_response(copy.deepcopy(self).double().response(n_fft, sample_rate), round(RING_S * sample_rate)))
 
@@ -248,6 +256,7 @@ class Curve(nn.Module):
         self.offset = nn.Parameter(torch.zeros(2 * units))
 
     def forward(self, x, sample_rate=None):
+        "`x`, of any shape, through the curve."
         y, bends = self.straight * x, (torch.tanh, lambda value: value.clamp(-1, 1))
         for unit, (height, drive, offset) in enumerate(zip(self.height, self.log_drive.exp(), self.offset)):
             bend = bends[2 * unit // len(self.height)]
@@ -255,6 +264,7 @@ class Curve(nn.Module):
         return y
 
     def stage(self, sample_rate):
+        "The same for blocks: itself, since it remembers nothing."
         return self
 
 # %% ../nbs/30_colours.ipynb #dynamics
@@ -274,9 +284,11 @@ class Dynamics(nn.Module):
         return x * db_to_gain(-self.slope.clamp(-2, 1) * over_db), level[:, -1]
 
     def forward(self, x, sample_rate):
+        "`x` `(batch, channels, time)` compressed, every channel on its own."
         return self.shape(x.flatten(0, 1), sample_rate)[0].view_as(x)
 
     def stage(self, sample_rate):
+        "The same for blocks `(channels, frames)`, a function that remembers the level."
         level = 0.0
 
         def compress(x):
@@ -296,9 +308,11 @@ class Gain(nn.Module):
         self.log_gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, x, sample_rate=None):
+        "`x`, of any shape, times the gain, a factor."
         return x * self.log_gain.exp()
 
     def stage(self, sample_rate):
+        "The same for blocks: itself."
         return self
 
 @register
@@ -320,6 +334,7 @@ class ColourBox(Pretrained):
         return [{"params": group, "lr": learning_rate * factor} for group, factor in zip(groups, (2, 1))]
 
     def forward(self, x, sample_rate):
+        "The music with the colour: the shape of `x`."
         with torch.autocast(x.device.type, enabled=False):  # filters and levels are no place for half precision
             for block in self.blocks.values():
                 x = block(x, sample_rate)
@@ -401,6 +416,7 @@ class LongFilter(Pretrained):
         return torch.cat([later[:1] + taps[:1], later[1:]])  # what comes at once comes at once at any rate
 
     def forward(self, x, sample_rate):
+        "The music with the colour: the shape of `x`."
         with torch.autocast(x.device.type, enabled=False):
             return Convolver(self.taps_at(sample_rate))(x)
 
@@ -480,17 +496,19 @@ class ColourObjective(nn.Module):
         self.register_buffer("here", torch.zeros(()), persistent=False)
 
     def forward(self, model, batch):
+        "The loss, a scalar, and a dictionary of figures."
         output = model(batch.x.to(self.here.device), batch.sample_rate)[..., batch.run_in:]
         target = batch.target.to(self.here.device)[..., batch.run_in:]
         return self.loss(output, target), {"error_ratio": error_ratio(output.detach(), target).mean().item()}
 
 # %% ../nbs/30_colours.ipynb #learners
+# How a colour is trained.
 RECIPE = Recipe("ColourBox", loss="error", steps=600, batch=8, seconds=0.5, optimiser="Adam", learning_rate=1e-2, beta2=0.99, clip=1.0,
                 validate_every=100, validation_batches=6)
-BOXES = {"static": {"memory": False}, "memory": {"memory": True}}
+BOXES = {"static": {"memory": False}, "memory": {"memory": True}}  # arguments of the `ColourBox` of a learner
 LEARNERS = {"static": "filters, a curve, filters", "memory": "filters, a compressor, a curve, filters", "room": "one long filter"}
-TRIAL_STEPS, CLEARLY, ALIKE, AHEAD = 150, 2.0, 1e-4, 5.0
-ROOM_S, SONGS_FOR_ROOM, SONG_S = 1.5, 40, 8.0
+TRIAL_STEPS, CLEARLY, ALIKE, AHEAD = 150, 2.0, 1e-4, 5.0  # error ratios: a simpler learner is kept below this many times the best; less than this is as good; how much better a long filter must be
+ROOM_S, SONGS_FOR_ROOM, SONG_S = 1.5, 40, 8.0  # a long filter's length in seconds; how many songs of how many seconds it is solved from
 VALIDATION_S = 3.0
 
 class _Material:
@@ -728,7 +746,7 @@ def palettes_folder():
     usual = Path.home() / ("Library/Application Support" if sys.platform == "darwin" else ".local/share")
     return Path(os.environ.get("XDG_DATA_HOME") or os.environ.get("LOCALAPPDATA") or usual) / "timbre_palette"
 
-NAME = r"[a-z][a-z0-9_-]{0,39}"
+NAME = r"[a-z][a-z0-9_-]{0,39}"  # of a colour
 
 def check_name(name, taken=()):
     "`name`, found to be a plain word that is not taken; raises `PaletteError` where it is not."

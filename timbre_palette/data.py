@@ -19,7 +19,7 @@ from .audio import PaletteError, db_to_gain, read_audio, resample, rms_db
 SILENT_DB = -60.0
 
 def read_mono(track, start, frames, sample_rate):
-    "`frames` frames at `sample_rate` Hz of a track, `(frames,)` float32, channels averaged, from frame `start` of the file."
+    "`frames` frames at `sample_rate` Hz of a track, `(frames,)` float32, channels averaged, from frame `start` of the file. Raises `PaletteError` as `read_audio`."
     wanted = -(-frames * track.sample_rate // sample_rate)
     samples = read_audio(track.path, start, wanted).samples.mean(0, keepdims=True)
     if track.sample_rate != sample_rate:
@@ -117,6 +117,6 @@ class Segments:
 
 # %% ../nbs/18_data.ipynb #excerpt
 def excerpt(track, seconds=10.0):
-    "The first `seconds` of a track, mono, at its own rate, as a tensor `(1, 1, time)`."
+    "The first `seconds` of a track, mono, at its own rate, as a tensor `(1, 1, time)`. Raises `PaletteError` as `read_audio`."
     frames = min(track.frames, round(seconds * track.sample_rate))
     return torch.tensor(read_mono(track, 0, frames, track.sample_rate)[None, None])

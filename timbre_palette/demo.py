@@ -63,6 +63,7 @@ def demo_page(versions):
     return PAGE.format(rows="\n".join(line for group in groups for line in group))
 
 # %% ../nbs/43_demo.ipynb #make-demo
+# Styles, and what the page says of them.
 WHAT = {"fullness": "body: +7 dB at 150 Hz, a little saturation", "warmth": "the middle of the spectrum driven softly",
         "layeredness": "to −14 LUFS, then tilted towards the bass", "s80_a10_m10": PRESETS["s80_a10_m10"],
         "s33_a33_m33": PRESETS["s33_a33_m33"], "s25_m75": PRESETS["s25_m75"]}

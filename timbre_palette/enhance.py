@@ -82,7 +82,7 @@ def model_label(name):
     return MODELS.get(name, str(name))
 
 # %% ../nbs/26_enhance.ipynb #find-device
-DEVICES = ("cpu", "cuda", "mps", "xpu")
+DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch's names of those that can be asked for
 
 def find_device(name):
     "A torch device that works here; raises `PaletteError` if there is none of that name."
@@ -115,7 +115,7 @@ def enhance(samples, sample_rate, style="s80_a10_m10", amount=1.0, model="graybo
 
 # %% ../nbs/26_enhance.ipynb #choose-subtype
 BIT_DEPTHS = {"16": "PCM_16", "24": "PCM_24", "32": "PCM_32", "float": "FLOAT"}
-CLOSEST = {"PCM_S8": "PCM_16", "PCM_U8": "PCM_16", "DOUBLE": "FLOAT"}
+CLOSEST = {"PCM_S8": "PCM_16", "PCM_U8": "PCM_16", "DOUBLE": "FLOAT"}  # sample formats that are not written, and what is written instead
 
 def choose_subtype(container, bits, source_subtype):
     """The sample format (libsndfile's name) to write in a `Container`: `bits` is a key of `BIT_DEPTHS` or `auto`.
@@ -136,7 +136,7 @@ def choose_subtype(container, bits, source_subtype):
 
 # %% ../nbs/26_enhance.ipynb #headroom-gain
 CEILING_DBTP = -1.0
-CLIPS = ("scale", "limit", "none")
+CLIPS = ("scale", "limit", "none")  # ways to treat peaks above the ceiling
 
 def headroom_gain_db(peak_dbtp, subtype, clip="scale", ceiling_dbtp=CEILING_DBTP):
     """Gain in dB, 0 or less, that brings a true peak under the ceiling; 0 for float output, or where `clip` is not `scale`.
@@ -258,7 +258,7 @@ def enhance_file(source, destination, style="s80_a10_m10", amount=1.0, model="gr
                 "elapsed_s": round(time.perf_counter() - started, 3), "peak_memory_mb": _peak_memory_mb()}
 
 # %% ../nbs/26_enhance.ipynb #plan-outputs
-SUFFIXES = (*CONTAINERS, ".oga", ".opus", ".caf", ".au", ".w64", ".rf64", *AV_SUFFIXES)
+SUFFIXES = (*CONTAINERS, ".oga", ".opus", ".caf", ".au", ".w64", ".rf64", *AV_SUFFIXES)  # of files that are looked for in folders
 
 def _expand(pattern, output):
     "Pairs of a file and its place below the output folder for one argument: a file, a folder or a pattern."

@@ -30,7 +30,7 @@ from .metrics import is_inverted, sd_sdr, si_snr, stft_distance
 from .streaming import is_causal, render_long
 
 # %% ../nbs/32_evaluation.ipynb #measures
-MEASURES = {"si_snr": "SI-SNR (dB)", "sd_sdr": "SD-SDR (dB)", "stft_distance": "STFT distance"}
+MEASURES = {"si_snr": "SI-SNR (dB)", "sd_sdr": "SD-SDR (dB)", "stft_distance": "STFT distance"}  # and how tables call them
 
 def score(output, target):
     "The three measures of `output` against `target`, both `(1, 1, time)`, and whether it is inverted; a dictionary."
@@ -39,17 +39,17 @@ def score(output, target):
 
 # %% ../nbs/32_evaluation.ipynb #rows
 def identity(x, sample_rate, weights, amount=1.0):
-    "The input itself."
+    "The input `x` itself, called as `palette` is."
     return x
 
 def yardsticks(variant="exact"):
     "The rows beside every model, for a target of that variant (see `anchors.palette`)."
     return {"identity": identity, "oracle": partial(palette, variant=variant)}
 
-YARDSTICKS = yardsticks()
+YARDSTICKS = yardsticks()  # for the exact variant
 
 # %% ../nbs/32_evaluation.ipynb #in-form
-FORM_VARIANTS = {"studio": "exact", "live": "causal"}
+FORM_VARIANTS = {"studio": "exact", "live": "causal"}  # of the palette, that a form is scored against
 
 def in_form(name, form="live", block=1 << 16):
     """A function with the signature of `palette` that renders through the stages of a model in a form of `streaming.FORMS`, in blocks of `block` frames.
@@ -90,7 +90,7 @@ def evaluate(models, tracks, styles=STYLES, amount=1.0, seconds=10.0, progress=N
     return _some(records)
 
 def evaluate_blends(models, tracks, count=200, seed=0, seconds=10.0, progress=None, report=None, variant="exact"):
-    "Records as of `evaluate`, for `count` random styles (uniform on the simplex) at random amounts, each on one song in turn."
+    "Records as of `evaluate`, for `count` random styles (uniform on the simplex) at random amounts, each on one song in turn. Raises `PaletteError` as `evaluate`."
     rng = np.random.default_rng(seed)
     weights, amounts = rng.dirichlet(np.ones(3), size=count), rng.random(count)
     records = []

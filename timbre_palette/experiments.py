@@ -53,7 +53,7 @@ class Budget:
         "Of music that a unit hears."
         return self.steps * self.batch * self.seconds / 60
 
-BUDGETS = {
+BUDGETS = {  # by name
     "tiny": Budget(2, 1, 0.1, 1, (0,), 1, 1, 0.5, 2, 1),
     "cpu": Budget(950, 2, 0.65, 16, (0, 1, 2), None, 11, 10.0, 5, 2),
     "full": Budget(950, 8, 10.0, 8, (0, 1, 2), None, 21, 10.0, 10, 8),
@@ -95,7 +95,7 @@ def experts(part=1):
 
 # %% ../nbs/37_experiments.ipynb #material
 def synthesise_songs(folder, sample_rate=44100):
-    "Write a few short songs to `folder/train`, `folder/val` and `folder/test`, unless they are there; the folder."
+    "Write a few short songs to `folder/train`, `folder/val` and `folder/test`, unless they are there; the folder. Raises `PaletteError` where one cannot be written."
     folder = Path(folder)
     for split, seeds in (("train", (1, 2, 3)), ("val", (4,)), ("test", (5, 6))):
         for seed in seeds:
@@ -106,7 +106,7 @@ def synthesise_songs(folder, sample_rate=44100):
     return folder
 
 def synthesise_solos(folder, names=SOLO_TAKES, sample_rate=44100):
-    "Write the stand-ins `names` (see `material.STANDINS`) to `folder`, unless they are there; the folder."
+    "Write the stand-ins `names` (see `material.STANDINS`) to `folder`, unless they are there; the folder. Raises `PaletteError` where one cannot be written."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -115,7 +115,10 @@ def synthesise_solos(folder, names=SOLO_TAKES, sample_rate=44100):
     return folder
 
 def separate_stems(tracks, folder, seconds=10.0):
-    "Write what a separator leaves of the first `seconds` of each track, mono, to `folder`, unless it is there; their `Track`s in that order."
+    """Write what a separator leaves of the first `seconds` of each track, mono, to `folder`, unless it is there; their `Track`s in that order.
+
+    Raises `PaletteError` as `read_audio`, or where one cannot be written.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for track in tracks:
@@ -144,7 +147,7 @@ def _read_json(path):
     return json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else {}
 
 def keep(path, make):
-    "What the JSON file `path` says, which is first made by `make()` if it is not there."
+    "What the JSON file `path` says, which is first made by `make()` if it is not there. Raises `PaletteError` where it cannot be written."
     path = Path(path)
     if not path.is_file():
         made = make()
@@ -201,6 +204,8 @@ def score_models(models, path, material, styles, seconds, blends=True, progress=
     """Records as of `evaluate` for each kind of material, kept in the file `path` and made only where they are not there.
 
     `material` maps names to `Track`s; `blends` asks for `PRESETS` too, on solos.
+
+    Raises `PaletteError` as `evaluate`.
     """
     path, scores = Path(path), read_scores(path, material, seconds)
     kept = _read_json(path)
@@ -215,7 +220,7 @@ def score_models(models, path, material, styles, seconds, blends=True, progress=
 BLENDED = ("waveunet-v2",)  # the baselines that are asked for blends too
 
 def score_unit(unit, seed, budget, material, folder, progress=None):
-    "Records of a trained unit by kind of material, under the name `unit`; only what is missing is computed."
+    "Records of a trained unit by kind of material, under the name `unit`; only what is missing is computed. Raises `PaletteError` as `evaluate`, or where its weights cannot be loaded."
     path = unit_folder(folder, unit, seed) / "scores.json"
     scores = read_scores(path, material, budget.excerpt_s)
     if set(scores) == set(material):
@@ -227,7 +232,7 @@ def _yardsticks():
     return {**YARDSTICKS, "crossfade": crossfade, "graybox": find_model("graybox")}
 
 def score_yardsticks(budget, material, folder, progress=None):
-    "Records of doing nothing, of the exact palette, of a cross-fade of its anchors and of the gray-box."
+    "Records of doing nothing, of the exact palette, of a cross-fade of its anchors and of the gray-box. Raises `PaletteError` as `evaluate`."
     return score_models(_yardsticks(), Path(folder) / "yardsticks.json", material, STYLES, budget.excerpt_s, progress=progress)
 
 # %% ../nbs/37_experiments.ipynb #validation-loss

@@ -40,10 +40,10 @@ def _needed(name):
         raise PaletteError(f"ONNX needs another package, {name}: pip install 'timbre_palette[export]'") from None
 
 # %% ../nbs/40_export.ipynb #graph
-OPSET, IR_VERSION = 17, 8
+OPSET, IR_VERSION = 17, 8  # of ONNX, that runtimes of some age read too
 
 class Graph:
-    "An ONNX graph that grows: `graph.Operator(input, ..., attribute=...)` returns the name of what comes out, or `outputs` names."
+    "An ONNX graph that grows: `graph.Operator(input, ..., attribute=...)` returns the name of what comes out, or `outputs` names. Raises `PaletteError` where ONNX is not installed."
     def __init__(self):
         self._onnx, self.nodes, self.constants, self.inputs, self.outputs, self._known = _needed("onnx"), [], [], [], [], {}
 
@@ -83,7 +83,7 @@ class Graph:
         return self.Reshape(value, np.array(shape, np.int64))
 
     def cut(self, value, start, end, axis):
-        "`value` from `start` to `end` along an axis."
+        "`value` from index `start` to `end` along an axis."
         return self.Slice(value, *(np.array([number], np.int64) for number in (start, end, axis)))
 
     def write(self, path, name, description, metadata):
@@ -209,7 +209,7 @@ def shaper_weights(block, controls):
 
 # %% ../nbs/40_export.ipynb #band-taps
 def band_taps(block, sample_rate):
-    "The taps, float64, of the band of a `graybox.BandWaveshaper` at `sample_rate` Hz."
+    "The taps `(n,)`, float64, of the band of a `graybox.BandWaveshaper` at `sample_rate` Hz."
     response = copy.deepcopy(block).double().band(2 ** math.ceil(math.log2(2 * sample_rate)), sample_rate)
     return impulse_response(response.detach(), round(RING_S * sample_rate))
 
@@ -264,7 +264,7 @@ def _level_of(name, block, controller, strengths, sample_rate, causal):
     "The level's part."
     return _LevelPart(lambda graph, lufs: write_level(graph, controller, graph.constant(_array(strengths)), lufs)), 0
 
-PARTS = {Equaliser: _curve_of, Waveshaper: _shaper_of, BandWaveshaper: _band_of, Level: _level_of, ToneCurve: _curve_of}
+PARTS = {Equaliser: _curve_of, Waveshaper: _shaper_of, BandWaveshaper: _band_of, Level: _level_of, ToneCurve: _curve_of}  # how each block of a gray-box is written
 
 def _graybox_parts(model, sample_rate, weights, amount, causal):
     "The parts of a gray-box in a style, and the latency in frames."

@@ -16,7 +16,7 @@ from .filters import frequency_response
 from .metrics import average_spectrum
 
 # %% ../nbs/34_figures.ipynb #frequency-axis
-HZ_TICKS = {50: "50", 100: "100", 200: "200", 500: "500", 1000: "1k", 2000: "2k", 5000: "5k", 10000: "10k"}
+HZ_TICKS = {50: "50", 100: "100", 200: "200", 500: "500", 1000: "1k", 2000: "2k", 5000: "5k", 10000: "10k"}  # where a frequency axis has ticks, and what they say
 
 def frequency_axis(axes, along="x"):
     "Make the axis of matplotlib `axes` along `x` or `y` one of frequencies, as people write them."

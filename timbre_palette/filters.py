@@ -241,7 +241,7 @@ def sos_recursion(x, sos, state=None, block=128):
 
 # %% ../nbs/02_filters.ipynb #impulse-response
 def minimum_phase(gain):
-    "The complex response `(n // 2 + 1,)` of the causal filter of least delay whose gain, above zero, is `gain` `(n // 2 + 1,)`, `n` even."
+    "The complex response `(n // 2 + 1,)` of the causal filter of least delay whose gain is `gain` `(n // 2 + 1,)`, factors above zero, `n` even."
     n = 2 * (len(gain) - 1)
     cepstrum = torch.fft.irfft(as_double(gain).log().to(torch.complex128), n)
     fold = torch.cat([torch.ones(1), torch.full((n // 2 - 1,), 2.0), torch.ones(1), torch.zeros(n // 2 - 1)]).to(cepstrum)
@@ -304,7 +304,7 @@ class Convolver:
 
 # %% ../nbs/02_filters.ipynb #gain-convolver
 def gain_convolver(gain, sample_rate, reach_s, causal=False):
-    "A `Convolver` with the real gain `gain(n_fft)` `(n_fft // 2 + 1,)`: zero phase, `reach_s` seconds to both sides, or `causal` with the least delay, as long as both."
+    "A `Convolver` with the real gain `gain(n_fft)`, factors `(n_fft // 2 + 1,)`: zero phase, `reach_s` seconds to both sides, or `causal` with the least delay, as long as both."
     response, reach = gain(2 ** math.ceil(math.log2(2 * sample_rate))), round(reach_s * sample_rate)
     if causal:
         return Convolver(impulse_response(minimum_phase(response), 2 * reach))

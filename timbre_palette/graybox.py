@@ -94,9 +94,11 @@ class Equaliser(nn.Module):
         return peak_response(n_fft, sample_rate, 2 ** self.octave.to(gain_db), self.log_q.to(gain_db).exp(), gain_db).prod(1)
 
     def forward(self, x, sample_rate, gain_db):
+        "`x` `(batch, channels, time)` through the filters, for gains `(batch, count)` in dB."
         return apply_response(x, sample_rate, lambda n_fft: self.response(n_fft, sample_rate, gain_db))
 
     def stage(self, sample_rate, gain_db, causal):
+        "The same for blocks `(channels, frames)`, a `Convolver`, for gains `(1, count)` in dB; it is causal as it is."
         return Convolver(_finite(lambda n_fft: self.response(n_fft, sample_rate, gain_db.double())[0], sample_rate))
 
 # %% ../nbs/16_graybox.ipynb #waveshaper
@@ -116,16 +118,17 @@ class Waveshaper(nn.Module):
         self.share = nn.Parameter(torch.zeros(units))  # before the softmax
 
     def curve(self, x):
-        "The curve at `x`."
+        "The curve at `x`, of any shape."
         drives = self.log_drive.exp()
         return sum(weight * torch.tanh(drive * x) for weight, drive in zip(self.share.softmax(0) / drives, drives))
 
     def shape(self, x, controls):
-        "`x` bent and amplified."
+        "`x` `(batch, channels, time)` bent and amplified, for controls `(batch, 2)`."
         gain, bend = controls[..., None, None].unbind(1)
         return (1 + gain - bend) * x + bend * self.curve(x)
 
     def forward(self, x, sample_rate, controls):
+        "`x` `(batch, channels, time)` bent, for controls `(batch, 2)`."
         return self.shape(x, controls)
 
     @torch.no_grad()
@@ -136,6 +139,7 @@ class Waveshaper(nn.Module):
         return gain - bend, list(zip((bend * self.share.softmax(0) / drives).tolist(), drives.tolist()))
 
     def stage(self, sample_rate, controls, causal):
+        "The same for blocks `(channels, frames)`, a function that remembers nothing, for controls `(1, 2)`."
         gain, bent = self.parts(controls)
         return lambda x: add_bent(x * (1 + gain), x, bent)
 
@@ -153,6 +157,7 @@ class BandWaveshaper(Waveshaper):
         return band_response(n_fft, sample_rate, 2 ** self.low_octave, 2 ** self.high_octave, (self.log_cutoff - self.log_cutoff.mean()).exp(), self.log_q.exp())
 
     def stage(self, sample_rate, controls, causal):
+        "The same for blocks `(channels, frames)`, a function, for controls `(1, 2)`."
         double = copy.deepcopy(self).double()
         band = Convolver(_finite(lambda n_fft: double.band(n_fft, sample_rate), sample_rate))
         gain, bent = self.parts(controls)
@@ -164,6 +169,7 @@ class BandWaveshaper(Waveshaper):
         return shape_band
 
     def forward(self, x, sample_rate, controls):
+        "`x` `(batch, channels, time)`, its band bent, for controls `(batch, 2)`."
         middle = apply_response(x, sample_rate, lambda n_fft: self.band(n_fft, sample_rate))
         return x + (self.shape(middle, controls) - middle)
 
@@ -173,9 +179,11 @@ class Level(nn.Module):
     controls, scale = 1, 10.0
 
     def forward(self, x, sample_rate, gain_db):
+        "`x` `(batch, channels, time)` with a gain `(batch, 1)` in dB."
         return x * db_to_gain(gain_db[..., None])
 
     def stage(self, sample_rate, gain_for, causal):
+        "The same for blocks `(channels, frames)`, a `Leveller`; `gain_for(lufs)` says how many dB for a loudness."
         return Leveller(gain_for, sample_rate)
 
 class ToneCurve(nn.Module):
@@ -195,6 +203,7 @@ class ToneCurve(nn.Module):
         return torch.lerp(points[:, left], points[:, left + 1], (place - left).expand(len(points), -1))
 
     def forward(self, x, sample_rate, amplitudes):
+        "`x` `(batch, channels, time)` with the curve, for amplitudes `(batch, points − 1)` in dB."
         return apply_response(x, sample_rate, lambda n_fft: self.response(n_fft, sample_rate, amplitudes))
 
     def response(self, n_fft, sample_rate, amplitudes):
@@ -203,6 +212,7 @@ class ToneCurve(nn.Module):
         return db_to_gain(self.gain_db(hz, amplitudes))
 
     def stage(self, sample_rate, amplitudes, causal):
+        "The same for blocks `(channels, frames)`, a `Convolver`, for amplitudes `(1, points − 1)` in dB: late by `TONE_S` seconds, or `causal`, with least delay."
         return gain_convolver(lambda n_fft: self.response(n_fft, sample_rate, amplitudes)[0], sample_rate, TONE_S, causal)
 
 # %% ../nbs/16_graybox.ipynb #controller
@@ -218,6 +228,7 @@ class Controller(nn.Module):
             nn.init.zeros_(self.bent[-1].weight)
 
     def forward(self, heard):
+        "The controls `(batch, controls)` for what is `heard` `(batch, inputs)`."
         bent = self.bent(heard) - self.bent(torch.zeros_like(heard)) if self.bent else 0.0
         return self.scale * (self.straight(heard) + bent)
 
@@ -274,6 +285,7 @@ class GrayBox(StyledModel):
         return [{"params": list(self.blocks.parameters()), "lr": 5 * learning_rate}, {"params": list(self.controllers.parameters()), "lr": learning_rate}]
 
     def forward(self, x, sample_rate, strengths):
+        "The music in the style: the shape of `x`."
         with torch.autocast(x.device.type, enabled=False):  # filters and meters are no place for half precision
             for name, block in self.blocks.items():
                 x = block(x, sample_rate, self.level_db(x, sample_rate, strengths) if name == "level" else self.controllers[name](strengths))

@@ -24,7 +24,7 @@ def stft_magnitude(x, n_fft=2048, hop=512, window=None):
 class StableLoss(nn.Module):
     """L1 on the waveform plus `weight` times L1 on the STFT magnitude, both as means (TimbrePalette, section 3.6).
 
-    `forward(output, target)`, both `(batch, channels, time)`, gives a scalar. Hann 2048, hop 512, weight 1 are the paper's.
+    `forward(output, target)`, both `(batch, channels, time)`, gives a scalar. A window of 2048 samples (Hann), a hop of 512, weight 1 are the paper's.
     """
     def __init__(self, weight=1.0, n_fft=2048, hop=512):
         super().__init__()
@@ -68,7 +68,7 @@ class ErrorLoss(nn.Module):
 class LogSTFTLoss(nn.Module):
     """Mean absolute difference of the log-magnitudes of the STFT (natural logarithm; Arık and others 2018), `eps` added to the magnitudes.
 
-    `forward(output, target)`, both `(batch, channels, time)`, gives a scalar. Hann 2048, hop 512, magnitudes not normalised, as everywhere here.
+    `forward(output, target)`, both `(batch, channels, time)`, gives a scalar. A window of 2048 samples (Hann), a hop of 512, magnitudes not normalised, as everywhere here.
     """
     def __init__(self, eps=1e-4, n_fft=2048, hop=512):
         super().__init__()
@@ -76,13 +76,14 @@ class LogSTFTLoss(nn.Module):
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
     def magnitude(self, x):
+        "Magnitudes `(batch · channels, bins, frames)` of `x` `(batch, channels, time)`."
         return stft_magnitude(x, self.n_fft, self.hop, self.window)
 
     def forward(self, output, target):
         logs = [torch.log(self.magnitude(signal.float()) + self.eps) for signal in (output, target)]
         return (logs[0] - logs[1]).abs().mean()
 
-LOSSES = {"stable": StableLoss, "relative": RelativeLoss, "error": ErrorLoss, "log-stft": LogSTFTLoss}
+LOSSES = {"stable": StableLoss, "relative": RelativeLoss, "error": ErrorLoss, "log-stft": LogSTFTLoss}  # by the name that recipes use
 
 # %% ../nbs/08_losses.ipynb #naive-log-loss
 class NaiveLogSTFTLoss(LogSTFTLoss):
@@ -91,5 +92,6 @@ class NaiveLogSTFTLoss(LogSTFTLoss):
         super().__init__(eps, n_fft, hop)
 
     def magnitude(self, x):
+        "Magnitudes `(batch · channels, bins, frames)` of `x` `(batch, channels, time)`, the naive way."
         spectrum = torch.stft(x.flatten(0, -2), self.n_fft, self.hop, window=self.window, pad_mode="constant", return_complex=True)
         return torch.sqrt(spectrum.real ** 2 + spectrum.imag ** 2)

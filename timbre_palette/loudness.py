@@ -43,7 +43,7 @@ def _itu_k(sample_rate):
     poles = np.array([1 + k / q + k * k, 2 * (k * k - 1), 1 - k / q + k * k])
     return np.array([shelf, [1, -2, 1, *(poles / poles[0])]])
 
-K_DESIGNS = {"pyloudnorm": _cookbook_k, "itu": _itu_k}
+K_DESIGNS = {"pyloudnorm": _cookbook_k, "itu": _itu_k}  # of BS.1770's weighting: pyloudnorm's, and the standard's own at any rate
 
 def k_weighting_sos(sample_rate, design="pyloudnorm"):
     """K-weighting as sections `(2, 6)` at `sample_rate` Hz: `design` is `pyloudnorm` (its default) or `itu` (BS.1770-4, tables 1 and 2).
@@ -56,7 +56,7 @@ def k_weighting_sos(sample_rate, design="pyloudnorm"):
     return sos / sos[:, 3:4]
 
 # %% ../nbs/04_loudness.ipynb #channel-weights
-LAYOUTS = {4: (1, 1, 1, 1.41), 5: (1, 1, 1, 1.41, 1.41), 6: (1, 1, 1, 0, 1.41, 1.41), 7: (1, 1, 1, 0, 1, 1.41, 1.41), 8: (1, 1, 1, 0, 1, 1, 1.41, 1.41)}
+LAYOUTS = {4: (1, 1, 1, 1.41), 5: (1, 1, 1, 1.41, 1.41), 6: (1, 1, 1, 0, 1.41, 1.41), 7: (1, 1, 1, 0, 1, 1.41, 1.41), 8: (1, 1, 1, 0, 1, 1, 1.41, 1.41)}  # weights of channels, by their number; none for the low-frequency one
 
 def channel_weights(channels):
     "Weights `(channels,)` of BS.1770-4 (table 3; 6.1 and 7.1 by its rule for sides) in WAV order; four channels as pyloudnorm; else 1."

@@ -27,7 +27,10 @@ def _smooth(over, ahead, release, before=None):
     return -torch.nn.functional.conv1d(held[:, None], (window / window.sum())[None, None])[:, 0], held[:, -ahead:]
 
 def limiter_gain_db(x, sample_rate, ceiling_dbtp=-1.0, lookahead_ms=2.0, release_ms=80.0):
-    "Gain in dB, 0 or less, `(batch, 1, time)` that keeps peaks of `x` `(batch, channels, time)` under `ceiling_dbtp`, a number or `(batch,)`."
+    """Gain in dB, 0 or less, `(batch, 1, time)` that keeps peaks of `x` `(batch, channels, time)` under `ceiling_dbtp`, a number or `(batch,)`.
+
+    Raises `PaletteError` for a release that is not a time.
+    """
     over = 20 * torch.log10(peak_envelope(x).amax(1).clamp(min=1e-12)) - per_item(ceiling_dbtp, x)[..., 0]
     ahead = max(1, round(lookahead_ms * sample_rate / 1000))
     return _smooth(torch.nn.functional.pad(over, (0, ahead)), ahead, time_coefficient(release_ms, sample_rate))[0][:, None]
@@ -87,7 +90,7 @@ class Limiter:
 
 # %% ../nbs/22_mastering.ipynb #dither
 def dither(x, bits, seed=0, sounding=None):
-    """NumPy samples `(channels, time)`, float32 at full scale 1, with triangular noise of one step of `bits` each way; rounding comes after.
+    """NumPy samples `(channels, time)`, float32 at full scale 1, with triangular noise of one step of `bits` each way (Lipshitz et al. 1992); rounding comes after.
 
     Channels that are silent throughout stay silent, or those that are not `sounding` `(channels,)`, where `x` is a part of something longer.
     The same for the same seed. Raises `PaletteError` for a depth below 2 or above 24 bits.

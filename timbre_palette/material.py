@@ -135,7 +135,7 @@ CANON = melody([(midi, 1) for midi in (50, 45, 47, 42, 43, 38, 43, 45)]) + melod
     [(57, 62), (57, 61), (54, 62), (54, 61), (55, 59), (54, 57), (55, 59), (57, 61)], 1)
 
 # %% ../nbs/31_material.ipynb #standins
-STANDINS = {
+STANDINS = {  # functions that play each, by name
     "guitar_prelude": partial(play, PRELUDE, pluck, tempo=112),
     "chorus": partial(play, CADENCE, choir, tempo=70),
     "piano_solo_1": partial(play, ELISE, piano, tempo=84),

@@ -30,11 +30,13 @@ def _last(x):
 class TimeConv(nn.Conv1d):
     "A `Conv1d` on `(batch, channels, 1, time)`."
     def forward(self, x):
+        "`x` `(batch, channels, 1, time)` convolved over time."
         return F.conv2d(x, _last(self.weight.unsqueeze(2)), self.bias, (1, *self.stride), (0, *self.padding), (1, *self.dilation), self.groups)
 
 class TimeConvTranspose(nn.ConvTranspose1d):
     "A `ConvTranspose1d` on `(batch, channels, 1, time)`."
     def forward(self, x):
+        "`x` `(batch, channels, 1, time)`, its time stretched by the stride."
         return F.conv_transpose2d(x, _last(self.weight.unsqueeze(2)), self.bias, (1, *self.stride), (0, *self.padding), (0, *self.output_padding), self.groups, (1, *self.dilation))
 
 # %% ../nbs/14_model.ipynb #reach
@@ -84,7 +86,7 @@ class Transposed(nn.Sequential):
 
     path = (heard_by_transposed(3),)
 
-VERSIONS = {"v1": Transposed, "v2": Upsample}
+VERSIONS = {"v1": Transposed, "v2": Upsample}  # of the paper's network, by how it goes up
 
 # %% ../nbs/14_model.ipynb #rate
 RATE = 44100  # Hz
@@ -239,9 +241,9 @@ class ConditionalWaveUNet(CornerModel):
 
 # %% ../nbs/14_model.ipynb #gradient-reach
 def gradient_reach(function, frames, places, floor=0.0, seed=0):
-    """The `Reach` of a `function` of waveforms `(1, 1, time)`, float64, by the gradients of its output samples at `places` on `frames` of noise.
+    """The `Reach`, in samples, of a `function` of waveforms `(1, 1, time)`, float64, by the gradients of its output samples at `places` on `frames` of noise.
 
-    A gradient of at most `floor` times the largest is none. Raises `PaletteError` where all are.
+    A gradient of at most `floor` times the largest, a factor, is none. Raises `PaletteError` where all are.
     """
     x = torch.randn(1, 1, frames, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     y, before, after = function(x)[0, 0], 0, 0
@@ -254,7 +256,7 @@ def gradient_reach(function, frames, places, floor=0.0, seed=0):
     return Reach(before, after)
 
 def measured_reach(model, frames, places, seed=0):
-    "The `gradient_reach` of a `CornerModel`, channel by channel alike."
+    "The `gradient_reach` of a `CornerModel`, channel by channel alike. Raises `PaletteError` as it does."
     still, styles = copy.deepcopy(model).double().eval(), model.arguments.get("styles", 0)
     style = torch.eye(styles, dtype=torch.float64)[0] if styles else None
     return gradient_reach(lambda x: still(x, style), frames, places, seed=seed)

@@ -86,7 +86,7 @@ def _drive(x, part):
     "What warmth makes of its band."
     return x + np.tanh(DRIVE * part) - part
 
-PARTS = {"fullness": (_bell, _saturate), "warmth": (_band, _drive), "layeredness": (_tilt, lambda x, part: part)}
+PARTS = {"fullness": (_bell, _saturate), "warmth": (_band, _drive), "layeredness": (_tilt, lambda x, part: part)}  # of each anchor, what a filter does and what follows it
 
 def loudness_gain_db(x, sample_rate):
     "The gain in dB that brings NumPy samples `(time,)` to the loudness of layeredness; 0 for what is too faint to be measured."
@@ -126,7 +126,7 @@ class Split:
 KINDS = ("centred", "causal", "inside")
 
 def ahead_of(kind, taps):
-    "How many of a filter's `taps` lie ahead: half, or none."
+    "How many of a filter's taps lie ahead, of `taps` in all: half, or none."
     return 0 if kind == "causal" else taps // 2
 
 def correlate(split, reach):
@@ -147,6 +147,8 @@ def sweep_lengths(split, lengths, learned=None):
     """Scores of the best filters of `lengths` (odd) for a `Split`: a list of records with `kind`, `taps`, and the measures of `evaluation.score`.
 
     `learned` is a dictionary of filters by kind and length, as of `fit_lengths`, scored as kinds `learned centred` and so on.
+
+    Raises `PaletteError` as `best_filter`.
     """
     correlated, records = correlate(split, max(lengths)), []
     for kind in KINDS:
@@ -158,7 +160,7 @@ def sweep_lengths(split, lengths, learned=None):
     return records
 
 def fit_lengths(splits, lengths):
-    "The best filters of `lengths` for many `Split`s together, each counted by its target's power: a dictionary by kind and length."
+    "The best filters of `lengths`, in taps, for many `Split`s together, each counted by its target's power: a dictionary by kind and length. Raises `PaletteError` if there are no splits."
     total = None
     for split in splits:
         weight = 1 / max(np.sum(split.target ** 2), 1e-9)

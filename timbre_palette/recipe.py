@@ -19,14 +19,14 @@ from .losses import LOSSES
 from .songs import SPLITTINGS, STEMS, load_splits
 
 # %% ../nbs/19_recipe.ipynb #settings
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-OPTIMISERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
-CHOICES = {"loss": LOSSES, "precision": PRECISIONS, "draw": DRAWS, "optimiser": OPTIMISERS, "split": SPLITTINGS}
-COUNTS = ("steps", "batch", "accumulate", "patience", "validate_every", "validation_batches")
-FROM_ZERO = ("polish", "seed")
-HIGHEST = {"steps": 10 ** 9, "batch": 2 ** 16, "accumulate": 2 ** 16, "patience": 10 ** 6, "validate_every": 10 ** 9, "validation_batches": 10 ** 4, "polish": 1000, "seed": 2 ** 31}
-RANGES = {"seconds": (0.01, 600.0), "learning_rate": (0.0, 1000.0), "weight_decay": (0.0, 1000.0), "beta2": (0.0, 0.999999), "gain_db": (0.0, 120.0), "clip": (0.0, 1e9), "ema": (0.0, 0.999999)}
-OPTIONAL = ("clip", "ema")
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}  # what is computed in under autocast, None without
+OPTIMISERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}  # by torch's names
+CHOICES = {"loss": LOSSES, "precision": PRECISIONS, "draw": DRAWS, "optimiser": OPTIMISERS, "split": SPLITTINGS}  # settings that are words, and what each may be
+COUNTS = ("steps", "batch", "accumulate", "patience", "validate_every", "validation_batches")  # whole numbers from 1
+FROM_ZERO = ("polish", "seed")  # and from 0
+HIGHEST = {"steps": 10 ** 9, "batch": 2 ** 16, "accumulate": 2 ** 16, "patience": 10 ** 6, "validate_every": 10 ** 9, "validation_batches": 10 ** 4, "polish": 1000, "seed": 2 ** 31}  # of each whole number
+RANGES = {"seconds": (0.01, 600.0), "learning_rate": (0.0, 1000.0), "weight_decay": (0.0, 1000.0), "beta2": (0.0, 0.999999), "gain_db": (0.0, 120.0), "clip": (0.0, 1e9), "ema": (0.0, 0.999999)}  # of the other numbers
+OPTIONAL = ("clip", "ema")  # may be None
 
 @dataclass(frozen=True)
 class Recipe:
@@ -89,7 +89,7 @@ class Recipe:
 
 # %% ../nbs/19_recipe.ipynb #recipes
 _PAPER = {"precision": "bfloat16", "draw": "corners", "steps": 950, "weight_decay": 1e-5}
-RECIPES = {
+RECIPES = {  # by name
     "graybox": Recipe("GrayBox", {"peaks": 4, "units": 2}, loss="error", steps=4000, batch=8, seconds=0.5, sample_rates=(44100, 48000), gain_db=12.0,
                       optimiser="Adam", learning_rate=1e-2, beta2=0.99, clip=1.0, polish=12, validate_every=200, validation_batches=8),
     "blackbox": Recipe("BlackBox", loss="error", steps=3000, batch=16, seconds=1.0, sample_rates=(44100, 48000), gain_db=6.0,
@@ -164,6 +164,6 @@ def _read_recipe(path):
 
 # %% ../nbs/19_recipe.ipynb #write-recipe
 def write_recipe(recipe):
-    "A recipe as YAML, which `find_recipe` reads back."
+    "A recipe as YAML, which `find_recipe` reads back. Raises `PaletteError` where PyYAML is not installed."
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(recipe).items()}
     return _yaml().safe_dump(plain, sort_keys=False, allow_unicode=True)

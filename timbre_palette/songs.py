@@ -42,6 +42,7 @@ class Track:
 
     @property
     def seconds(self):
+        "How long it is, in seconds."
         return self.frames / self.sample_rate
 
     @property
@@ -57,7 +58,10 @@ def cache_folder():
     return Path(own) if own else Path(base) / "timbre_palette"
 
 def read_headers(folder, paths):
-    "Sample rate in Hz and frames of each of `paths`, or the reason why it cannot be read: a dictionary. Remembered from call to call, by `folder`."
+    """Sample rate in Hz and frames of each of `paths`, or the reason why it cannot be read: a dictionary. Remembered from call to call, by `folder`.
+
+    Raises `PaletteError` where what is remembered cannot be written.
+    """
     index = cache_folder() / "headers" / f"{hashlib.sha256(os.fsencode(Path(folder).resolve())).hexdigest()[:32]}.json"
     try:
         known = {name: entry for name, *entry in json.loads(index.read_text(encoding="utf-8")) if len(entry) == 4 and all(type(value) is int and value > 0 for value in entry)}
@@ -81,8 +85,8 @@ def read_headers(folder, paths):
     return found
 
 # %% ../nbs/17_songs.ipynb #any-folder
-SPLITS = ("train", "val", "test")
-SUFFIXES = (*CONTAINERS, ".oga", ".opus")
+SPLITS = ("train", "val", "test")  # their names
+SUFFIXES = (*CONTAINERS, ".oga", ".opus")  # of files that are taken for songs
 STEMS = ("mixture", "vocals", "drums", "bass", "other")
 
 def _tracks(folder, files, report):
@@ -254,6 +258,7 @@ def _check_sides(splits):
                 raise PaletteError(f"{track.path}: the same song stands in more than one of {', '.join(splits)}; a song belongs to one of them")
 
 # %% ../nbs/17_songs.ipynb #credits
+# Of the music of a data set, for the cards of what was trained on it.
 LICENCES = {"musdb18hq": "MUSDB18-HQ: provided for educational purposes, each song under its own licence",
             "dsd100": "DSD100: provided for educational purposes, each song under its own licence"}
 

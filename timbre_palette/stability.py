@@ -32,7 +32,7 @@ def pole_radius(a1, a2):
     return torch.where(discriminant >= 0, (a1.abs() + discriminant.clamp(min=0).sqrt()) / 2, a2.clamp(min=0).sqrt())
 
 # %% ../nbs/29_stability.ipynb #watch
-TORCH = str(Path(torch.__file__).parent)
+TORCH = str(Path(torch.__file__).parent)  # where its code is, which is left out of a report of where a value came from
 
 def _tensors(values):
     "The tensors with a fraction among the arguments or the output of a function."
@@ -226,12 +226,14 @@ def survive(build, loss, batches, steps, learning_rate=1e-4, optimiser="Adam", s
 
 # %% ../nbs/29_stability.ipynb #stability-rows
 PAPER = {"early-graybox": "1", "early-waveunet": "<5"}  # Table 2: average survival epochs; both "Training Collapse (NaN Loss)"
+# What is trained, by name.
 SUBJECTS = {"early-graybox": RecursiveGrayBox, "early-graybox-poles": lambda: RecursiveGrayBox(form="poles"), "early-waveunet": NaiveWaveUNet,
             "graybox": lambda: GrayBox(**RECIPES["graybox"].arguments), "waveunet-v2": ConditionalWaveUNet}
-TRIED = {"log-stft, no floor": NaiveLogSTFTLoss, "log-stft, floor behind the root": lambda: NaiveLogSTFTLoss(1e-7), "log-stft, safe": LogSTFTLoss, "stable": StableLoss}
+TRIED = {"log-stft, no floor": NaiveLogSTFTLoss, "log-stft, floor behind the root": lambda: NaiveLogSTFTLoss(1e-7), "log-stft, safe": LogSTFTLoss, "stable": StableLoss}  # with these losses
+# The subjects in words.
 METHODS = {"early-graybox": "recursive IIR filters, from coefficients", "early-graybox-poles": "recursive IIR filters, from poles", "early-waveunet": "naive waveform to waveform",
            "graybox": "filters sampled in frequency", "waveunet-v2": "conditioned Wave-U-Net"}
-SETTINGS = ("model", "loss", "data", "learning_rate", "precision", "asked")
+SETTINGS = ("model", "loss", "data", "learning_rate", "precision", "asked")  # what tells the rows of records apart
 
 def stability_rows(records):
     """A row, a dictionary, for each setting among records of `survive` that have `model`, `loss`, `data`, `learning_rate`, `precision` and `seed` beside:

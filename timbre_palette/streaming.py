@@ -47,7 +47,7 @@ class Stream:
 
     @torch.inference_mode()
     def push(self, x):
-        "The next block."
+        "The next block `(channels, frames)` in, as many frames out."
         for stage in self.stages if x.shape[-1] else ():
             x = stage(x)
         return x
@@ -101,7 +101,7 @@ class Spool:
         self._file = tempfile.SpooledTemporaryFile(max_size=in_memory, dir=folder) if in_memory else None
 
     def append(self, block):
-        "Lay down the next block, a tensor or an array."
+        "Lay down the next block `(channels, frames)`, a tensor or an array. Raises `PaletteError` where the disk is full."
         block = np.asarray(block.cpu() if isinstance(block, torch.Tensor) else block, np.float32)
         self.frames += block.shape[1]
         self._sizes.append(block.shape[1])
@@ -153,7 +153,7 @@ class Spool:
         self.close()
 
 def lay_down(blocks, channels, folder=None, in_memory=1 << 26):
-    "A `Spool` of all `blocks`, or none if they end in an error."
+    "A `Spool` of all `blocks` `(channels, frames)`, or none if they end in an error; `folder` and `in_memory`, bytes, as of `Spool`, and so is what it raises."
     spool = Spool(channels, folder, in_memory)
     try:
         for block in blocks:
@@ -191,6 +191,8 @@ def render_long(stages, blocks, sample_rate, channels, folder=None, in_memory=1 
 
     `folder` and `in_memory` as of `Spool`; the memory it takes does not depend on the length. `meters`, with a method `push`,
     hear the result, before the spool's `gain`. `progress(pass number, passes, frames)` is called as it goes.
+
+    Raises `PaletteError` as `Spool`.
     """
     *todo, last = passes(stages)
     before, level = LoudnessMeter(sample_rate), None

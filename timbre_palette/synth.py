@@ -53,7 +53,8 @@ def shaker(seconds, sample_rate, rng):
     return noise * np.exp(-38 * time) * np.minimum(1, time / 0.008)
 
 # %% ../nbs/01_synth.ipynb #demo-clip
-CHORDS = ((38, (53, 57, 60, 64)), (43, (53, 57, 59, 64)), (36, (52, 55, 59, 62)), (45, (55, 60, 64, 71)))
+CHORDS = ((38, (53, 57, 60, 64)), (43, (53, 57, 59, 64)), (36, (52, 55, 59, 62)), (45, (55, 60, 64, 71)))  # MIDI notes: a bass note and those above it, one chord a bar
+# (beat, MIDI note) of the lead.
 MELODY = ((0, 76), (0.75, 74), (1.5, 69), (2.5, 72), (3.5, 71), (4.75, 67), (5.5, 64), (7, 65),
           (8, 67), (8.75, 71), (9.5, 74), (11, 76), (12, 72), (12.75, 71), (13.5, 69), (14.5, 64))
 

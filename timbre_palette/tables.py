@@ -50,6 +50,7 @@ class Row:
 
     @property
     def label(self):
+        "Its name, and its reading if it has one."
         return f"{self.name}, {self.reading}" if self.reading else self.name
 
     @property
@@ -65,7 +66,7 @@ _V2 = Row("TimbrePalette (Ours, v2)", (Unit("waveunet-v2"),), _both(0.4645, 14.2
 _NONCOND = "Baseline (NonCond-Avg)", _both(0.5830, 2.0054)
 _EXPERTS = Row(_NONCOND[0], experts(), _NONCOND[1], "three experts, v2's steps each")
 
-ROWS = {
+ROWS = {  # of the tables of trained networks, by their number
     3: (Row("WaveUNet-Wide", (Unit("waveunet-wide"),), {"loss": 1.38}), Row("TCN", (Unit("tcn"),), {"loss": 1.39}), Row("WaveUNet-Deep", (Unit("waveunet-deep"),), {"loss": 3.84}),
         Row("BiLSTMAttention", (Unit("bilstm-attention"),), {"loss": 15.75}), Row("SpecTransformer", (Unit("spec-transformer"),), {"loss": 16.42}), Row("DLinear", (Unit("dlinear"),), {"loss": 196.14})),
     4: (*(Row(name, (Unit(unit),), paper, reading) for name, stem, paper in (("Baseline (SpectrogramUNet)", "spectrogram-unet", _both(0.4918, 11.5553)), ("Baseline (Conv-TasNet)", "conv-tasnet", _both(0.7007, 3.4369)))
@@ -97,7 +98,7 @@ def rank(values, lower_is_better):
     return [int(found[k]) if k in found else None for k in range(len(values))]
 
 # %% ../nbs/39_tables.ipynb #quality-rows
-LABELS = {"identity": "identity: doing nothing", "oracle": "oracle: the exact palette", "crossfade": "cross-fade of the exact anchors", "graybox": "gray-box (shipped)"}
+LABELS = {"identity": "identity: doing nothing", "oracle": "oracle: the exact palette", "crossfade": "cross-fade of the exact anchors", "graybox": "gray-box (shipped)"}  # of the rows that the paper does not have
 
 def _means(records):
     "Measures of one model's records, a dictionary: means over songs for each style, then over styles; how many outputs are `inverted`, and the `worst` SI-SNR."
@@ -211,7 +212,7 @@ def cost_rows(numbers, budget, folder, seconds=5.0, rounds=3):
     return costs
 
 # %% ../nbs/39_tables.ipynb #table-1
-TABLE_1 = [
+TABLE_1 = [  # the paper's, in words
     {"dimension": "task", "C-U-Net": "separating sources", "TimbrePalette": "changing timbre"},
     {"dimension": "what it does", "C-U-Net": "takes out what is there", "TimbrePalette": "makes what was not there"},
     {"dimension": "domain", "C-U-Net": "spectrogram", "TimbrePalette": "waveform"},
@@ -221,7 +222,7 @@ TABLE_1 = [
 ]
 
 # %% ../nbs/39_tables.ipynb #table-7
-PAPER_PARAMETERS, PAPER_HOURS = 1_454_241, 3.8
+PAPER_PARAMETERS, PAPER_HOURS = 1_454_241, 3.8  # of its network, and of its training
 
 def architecture_rows(version="v2"):
     "The rows of Table 7, from the model itself (see `analysis.describe_layers`), the sum last."
@@ -232,7 +233,10 @@ def architecture_rows(version="v2"):
 PAPER_SCORES = {"s80_a10_m10": (3.06, 0.85), "s33_a33_m33": (2.94, 0.93), "a80_s10_m10": (2.94, 0.93), "s25_m75": (2.69, 1.14), "a25_m75": (2.69, 1.14)}  # the last two are one row
 
 def render_blends(tracks, folder, model="graybox", seconds=10.0):
-    "Write the beginning of each track in each of `PRESETS` to `folder` and say what it did: records with `source`, `blend`, the change of the three bands in dB, of loudness in LU, and `si_snr` against the exact palette."
+    """Write the beginning of each track in each of `PRESETS` to `folder` and say what it did: records with `source`, `blend`, the change of the three bands in dB, of loudness in LU, and `si_snr` against the exact palette.
+
+    Raises `PaletteError` as `find_model`, or where a file cannot be read or written.
+    """
     render, records, folder = find_model(model), [], Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for track in tracks:
@@ -327,7 +331,7 @@ def show_backbones(rows, costs):
     return shown
 
 # %% ../nbs/39_tables.ipynb #run
-NUMBERS = (1, 2, 3, 4, 5, 6, 7)
+NUMBERS = (1, 2, 3, 4, 5, 6, 7)  # of the paper's tables
 
 def _claim(folder, budget):
     "Make `folder` that of a budget; a `PaletteError` if it is another's."
@@ -401,7 +405,7 @@ class Table:
     shown: list
     notes: tuple = ()
 
-MATERIAL = {"songs": "the test songs", "solos": "dry solo takes", "stems": "separated stems"}
+MATERIAL = {"songs": "the test songs", "solos": "dry solo takes", "stems": "separated stems"}  # kinds of it, in words
 OPEN = "The paper prints one row, 0.5830 / 2.0054, for the average of three experts (section 4.4) and for a network without conditioning (4.5); both are here."
 RANKED = "Ranks are among the rows trained for as long as each other; in brackets those of the paper's own figures, which were measured on other songs."
 
@@ -481,7 +485,7 @@ def _plain(value):
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 def write_tables(tables, about, folder):
-    "Write each `Table` as Markdown and CSV, and all with `about` as `tables.json`; the folder."
+    "Write each `Table` as Markdown and CSV, and all with `about` as `tables.json`; the folder. Raises `PaletteError` where one cannot be written."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     origin = f"budget: {about['minutes_heard']} minutes of music a unit; {', '.join(about['hardware']) or 'nothing trained yet'}; version {about['version']}" + (f", commit {about['commit'][:12]}" if about["commit"] else "")

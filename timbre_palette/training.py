@@ -92,7 +92,7 @@ def find_accelerator(device="auto", precision="float32"):
 
 # %% ../nbs/20_training.ipynb #state
 def save_state(path, model, optimiser, scheduler, average=None, scaler=None, **progress):
-    "Write a training state; `average` is an `AveragedModel`, `scaler` a `GradScaler`, `progress` JSON values (step, best, curve)."
+    "Write a training state; `average` is an `AveragedModel`, `scaler` a `GradScaler`, `progress` JSON values (step, best, curve). Raises `PaletteError` where it cannot be written."
     moments = optimiser.state_dict()
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.state_dict().items()} if average else {}
@@ -183,7 +183,10 @@ def at_step_end():
 KEPT = 20  # batches at most
 
 def keep_batch(folder, step, batch, **noticed):
-    "Write the batch of a step that went wrong to `folder`, and what was noticed (JSON values); the file's path, or None when there are `KEPT` already."
+    """Write the batch of a step that went wrong to `folder`, and what was noticed (JSON values); the file's path, or None when there are `KEPT` already.
+
+    Raises `PaletteError` where it cannot be written.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if len(list(folder.glob("*.safetensors"))) >= KEPT:
@@ -337,7 +340,7 @@ def fit(model, objective, batches, validation, optimiser, scheduler, steps, fold
 class PaletteObjective(nn.Module):
     """Loss of a model's `render` against a target, by default the exact `palette`, on a `data.Batch`, where this module is.
 
-    The figures are SI-SNR and, of a model in evaluation mode, the STFT distance and the share of outputs that are upside down.
+    A `target` is called as `palette` is. The figures are SI-SNR and, of a model in evaluation mode, the STFT distance and the share of outputs that are upside down.
     """
     def __init__(self, loss, target=palette):
         super().__init__()
@@ -345,6 +348,7 @@ class PaletteObjective(nn.Module):
         self.register_buffer("here", torch.zeros(()), persistent=False)
 
     def forward(self, model, batch):
+        "The loss, a scalar, and a dictionary of figures."
         settings = batch.sample_rate, batch.weights, batch.amount
         x = batch.x.to(self.here.device)
         exactly = torch.autocast(x.device.type, enabled=False)
@@ -358,11 +362,12 @@ class PaletteObjective(nn.Module):
 class Untouched(nn.Module):
     "The model that returns its input, to compare with."
     def render(self, x, sample_rate, weights, amount=1.0):
+        "`x` itself, called as `palette` is."
         return x
 
 # %% ../nbs/20_training.ipynb #write-examples
 def write_examples(folder, model, batch, count=3, target=palette):
-    "Write the first `count` items of a batch to `folder`, each as `-input`, `-target` and `-output`, float WAV."
+    "Write the first `count` items of a batch to `folder`, each as `-input`, `-target` (called as `palette` is) and `-output`, float WAV. Raises `PaletteError` where one cannot be written."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     x, settings = batch.x[:count].to(next(model.parameters()).device), (batch.sample_rate, batch.weights[:count], batch.amount[:count])
@@ -426,7 +431,7 @@ def _build(recipe):
         model.card = {}  # what was said of the old weights is not true of the new
     return model
 
-POLISH_BATCHES = 4
+POLISH_BATCHES = 4  # of training segments that polishing looks at
 
 def _polish(recipe, model, objective, batches, validation, progress):
     "Polish a trained model, unless what was held out says that it was better before; what the card says of it. The main process does it alone."

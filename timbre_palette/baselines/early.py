@@ -78,6 +78,7 @@ FORMS = {"coefficients": by_coefficients, "poles": by_poles}
 class Section(nn.Module):
     "A biquad on `y` `(lanes, time)` with coefficients `(lanes, 5)`, b0 b1 b2 a1 a2, whatever they are."
     def forward(self, y, coefficients):
+        "The filter's output, the shape of `y`; differentiable in both."
         b0, b1, b2, a1, a2 = coefficients.unbind(1)
         delayed = F.pad(y, (2, 0))
         return all_pole(b0[:, None] * y + b1[:, None] * delayed[:, 1:-1] + b2[:, None] * delayed[:, :-2], a1, a2)

@@ -26,7 +26,7 @@ class Baseline:
         return find_class(self.model)(**self.arguments)
 
 _WAVE, _SPECTRUM = "U-Net (time-domain)", "U-Net (freq-domain)"
-BASELINES = {
+BASELINES = {  # by the name of their unit
     "waveunet-v2": Baseline("ConditionalWaveUNet", {"version": "v2"}, _WAVE, ((4, "TimbrePalette (Ours, v2)"), (5, "TimbrePalette (Ours, v2)"))),
     "waveunet-v1": Baseline("ConditionalWaveUNet", {"version": "v1"}, _WAVE, ((5, "Ablation (Ours, v1_ConvT)"),)),
     "waveunet-unconditioned": Baseline("ConditionalWaveUNet", {"version": "v2", "styles": 0}, _WAVE, ((4, "Baseline (NonCond-Avg)"), (5, "Baseline (NonCond-Avg)"))),

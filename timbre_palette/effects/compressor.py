@@ -96,12 +96,13 @@ def compressor_gain_db(x, sample_rate, threshold_db, ratio, attack_ms, release_m
     return slope * BALLISTICS[ballistics](wanted.flatten(0, 1), sample_rate, *times, paper_compat).view_as(wanted)
 
 # %% ../../nbs/effects/06_compressor.ipynb #compressor-effect
+# Its settings.
 COMPRESSOR = (Parameter("threshold_db", "dB", -80.0, 0.0, -12.0), Parameter("ratio", "", 1.0, 20.0, 2.0, "log"),
               Parameter("attack_ms", "ms", 0.1, 100.0, 5.0, "log"), Parameter("release_ms", "ms", 5.0, 1000.0, 100.0, "log"),
               Parameter("knee_db", "dB", 0.0, 24.0, 6.0), Parameter("makeup_db", "dB", -24.0, 24.0, 0.0))
 
 def compressor(ballistics="branching", linked=True, paper_compat=False):
-    "A compressor as an `Effect`; arguments as for `compress`."
+    "A compressor as an `Effect`; arguments as for `compress`. Raises `PaletteError` for unknown ballistics."
     if ballistics not in BALLISTICS:
         raise PaletteError(f"unknown ballistics {ballistics!r}; use one of {', '.join(BALLISTICS)}")
     table = tuple(parameter for parameter in COMPRESSOR if parameter.name != "release_ms" or ballistics == "branching")

@@ -22,7 +22,7 @@ def distort(x, sample_rate, drive_db, bias=0.0, mix=1.0):
     return torch.lerp(x, torch.tanh(gain * x + bias) - torch.tanh(bias), mix)
 
 # %% ../../nbs/effects/08_distortion.ipynb #table
-DISTORTION = (Parameter("drive_db", "dB", 0.0, 48.0, 12.0), Parameter("bias", "", -1.0, 1.0, 0.0), Parameter("mix", "", 0.0, 1.0, 1.0))
+DISTORTION = (Parameter("drive_db", "dB", 0.0, 48.0, 12.0), Parameter("bias", "", -1.0, 1.0, 0.0), Parameter("mix", "", 0.0, 1.0, 1.0))  # its settings
 
 def distortion():
     "Distortion as an `Effect`."

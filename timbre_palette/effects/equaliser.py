@@ -36,7 +36,7 @@ def parametric_eq(x, sample_rate, gain_db, frequency_hz, q):
     return fft_filter(x, eq_sections(sample_rate, gain_db, frequency_hz, q), precise=False)
 
 # %% ../../nbs/effects/02_equaliser.ipynb #equaliser
-GAIN_DB, Q = (-24.0, 24.0), (0.1, 10.0)
+GAIN_DB, Q = (-24.0, 24.0), (0.1, 10.0)  # ranges of the settings
 LOW_SHELF_HZ, PEAKS_HZ, HIGH_SHELF_HZ = (20.0, 400.0), (40.0, 10000.0), (1500.0, 10000.0)
 
 def band_settings(settings):

@@ -36,13 +36,13 @@ class Parameter:
             raise PaletteError(f"{self.name}: {self.low:g} to {self.high:g} with default {self.default:g} is not a range on a {self.scale} scale")
 
     def physical(self, normalised):
-        "From 0 to 1 to the range; a number or a tensor, differentiable."
+        "From 0 to 1 to the range; a number or a tensor of any shape, differentiable."
         if self.scale == "log":
             return self.low * (self.high / self.low) ** normalised
         return self.low + normalised * (self.high - self.low)
 
     def normalised(self, physical):
-        "From the range to 0 to 1; a number or a tensor, differentiable."
+        "From the range to 0 to 1; a number or a tensor of any shape, differentiable."
         if self.scale == "log":
             ratio = physical / self.low
             return (ratio.log() if isinstance(ratio, torch.Tensor) else math.log(ratio)) / math.log(self.high / self.low)

@@ -37,7 +37,7 @@ def _noise_bands(sample_rate, channels, seed):
 
 # %% ../../nbs/effects/10_reverb.ipynb #noise-reverb
 def noise_response(sample_rate, channels, gain_db, decay_s, seed=0, frames=None):
-    """Impulse responses `(batch, channels, time)` float32 of octave bands with levels `gain_db` and times to -60 dB `decay_s`, `(batch, 8)` each.
+    """Impulse responses `(batch, channels, time)` float32 of octave bands with levels `gain_db` and times to -60 dB `decay_s`, `(batch, 8)` each (after Moorer 1979, Steinmetz et al. 2021).
 
     At most `frames` long; differentiable in both. Raises `PaletteError` for another number of bands, or a decay above 5 s.
     """
@@ -66,12 +66,14 @@ def noise_reverb(x, sample_rate, gain_db, decay_s, mix, seed=0):
 
     `gain_db` and `decay_s` as in `noise_response`; `mix` a number or `(batch,)`. Same shape, dtype and device,
     so what rings on after the end is cut; pad `x` to keep it. Differentiable in `x` and every setting.
+
+    Raises `PaletteError` as `noise_response`.
     """
     wet = convolve(x, noise_response(sample_rate, x.shape[1], gain_db, decay_s, seed, x.shape[-1]).to(x))
     return torch.lerp(x, wet, per_item(mix, x))
 
 # %% ../../nbs/effects/10_reverb.ipynb #room-response
-COMBS, ALLPASSES, SPREAD = (1116, 1188, 1277, 1356, 1422, 1491, 1557, 1617), (556, 441, 341, 225), 23
+COMBS, ALLPASSES, SPREAD = (1116, 1188, 1277, 1356, 1422, 1491, 1557, 1617), (556, 441, 341, 225), 23  # Freeverb's delays and what the right side has more, in samples at 44.1 kHz
 FEEDBACK, DAMPING, WET, DRY, INPUT = (0.7, 0.28), 0.4, 3.0, 2.0, 0.015  # Freeverb's scales
 
 def room_response(sample_rate, frames, room, damping, right=False):
@@ -118,9 +120,11 @@ def room_reverb(x, sample_rate, room, damping=0.5, wet=0.33, dry=0.4, width=1.0)
     return DRY * dry * x + WET * wet * ((1 + width) / 2 * rooms + crossed)
 
 # %% ../../nbs/effects/10_reverb.ipynb #tables
+# Settings of the noise reverb.
 NOISE_REVERB = (*(Parameter(f"band_{n + 1}_gain_db", "dB", -48.0, 0.0, -12.0) for n in range(len(NOISE_BANDS_HZ))),
                 *(Parameter(f"band_{n + 1}_decay_s", "s", *DECAY_S, 1.0, "log") for n in range(len(NOISE_BANDS_HZ))),
                 Parameter("mix", "", 0.0, 1.0, 0.3))
+# All settings of the room reverb lie between 0 and 1.
 ROOM_REVERB = (Parameter("room", "", 0.0, 1.0, 0.5), Parameter("damping", "", 0.0, 1.0, 0.5), Parameter("wet", "", 0.0, 1.0, 0.33),
                Parameter("dry", "", 0.0, 1.0, 0.4), Parameter("width", "", 0.0, 1.0, 1.0))
 
