@@ -112,11 +112,9 @@ def test_saved_sound_plays(name):
     for group in groups:
         for title, rate, samples in group:
             assert rate == 44100 and 2.9 < samples.shape[1] / rate < 12, title
-            assert peak_db(samples) < 0, title
-            samples = samples - samples.mean(1, keepdims=True)
-            assert -60 < rms_db(samples) < -10, title
-            assert (np.abs(samples) > 0.01 * np.abs(samples).max()).mean() > 0.1, title  # sound most of the time, not a click
-            assert np.abs(samples[:, :50]).max() < 0.3 * np.abs(samples).max(), title
+            assert peak_db(samples) < 0 and np.abs(samples[:, :50]).max() < 0.3 * np.abs(samples).max(), title  # it begins without a click
+            heard = samples - samples.mean(1, keepdims=True)  # an offset is no sound
+            assert -60 < rms_db(heard) < -10 and (np.abs(heard) > 0.01 * np.abs(heard).max()).mean() > 0.1, title
 
 
 def test_saved_sounds_are_what_they_are_called():
