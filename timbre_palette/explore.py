@@ -147,7 +147,7 @@ def spectra_of(samples, sample_rate):
     return *average_spectrum(samples, sample_rate), {name.split()[0]: level for name, level in band_levels(samples, sample_rate).items()}
 
 def compare_spectra(dry, wet, gains_db=(0.0, 0.0)):
-    "Two versions' `spectra_of`, each with its gain, as JSON values: `hz`, `levels` and `bands`."
+    "Two versions, each as of `spectra_of` and with its gain in dB, as JSON values: `hz`, `levels` and `bands`."
     levels = [(level + gain_db).round(2).tolist() for (_, level, _), gain_db in zip((dry, wet), gains_db)]
     bands = {name: [round(spectra[2][name] + gain_db, 2) for spectra, gain_db in zip((dry, wet), gains_db)] for name in dry[2]}
     return {"hz": dry[0].round(1).tolist(), "levels": levels, "bands": bands}
@@ -553,11 +553,11 @@ class Upload(anywidget.AnyWidget):
                 called(path)
 
 # %% ../nbs/36_explore.ipynb #explorer
-VERSIONS = ("as it was", "blend")
+VERSIONS = ("as it was", "blend")  # the player's, for the keys 1 and 2
 KEPT = 8  # blends
 
 class Explorer(ipywidgets.VBox):
-    "The widget that `explore` returns; its parts are attributes, and `style`, `amount` and `model` say where it stands."
+    "The widget that `explore` returns; its parts are attributes, and `style`, `amount` and `model` say where it stands. Raises `PaletteError` as `explore`."
     def __init__(self, clip=None, sample_rate=None, model="graybox", style="s33_a33_m33", amount=1.0, folder="."):
         _, weights, axes = check_settings(style, amount, model)
         if len(axes) != len(STYLES):

@@ -233,6 +233,7 @@ def borda_rows(ballots, paper=PAPER_SCORES):
     return rows
 
 # %% ../nbs/38_listening.ipynb #shown
+# What the paper says of its blends.
 CHARACTER = {"s80_a10_m10": "fullness-dominant", "s33_a33_m33": "balanced", "a80_s10_m10": "warmth-dominant", "s25_m75": "layeredness-dominant", "a25_m75": "layeredness-dominant"}
 
 def show_scores(rows):
@@ -512,7 +513,7 @@ class Ranking(anywidget.AnyWidget):
     trouble = traitlets.Unicode("", help="a line to be shown").tag(sync=True)
 
 # %% ../nbs/38_listening.ipynb #listen
-LETTERS = "ABCDEFGHI"
+LETTERS = "ABCDEFGHI"  # what versions are called while nobody may know which is which
 
 class ListeningPage(ipywidgets.VBox):
     "The page of a `ListeningTest` for one listener: its `player`, its `ranking`, and once there is a name, the `sitting` and the `number` of its step."
