@@ -17,7 +17,6 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 
 from .anchors import STYLES
-from .audio import PaletteError, gain_to_db, open_audio, peak_db, write_audio
+from .audio import PaletteError, gain_to_db, open_audio, peak_db, read_audio, write_audio
 from .blend import PRESETS, parse_style, style_name
 from .enhance import BLOCK, MODELS, check_settings, enhance_file, find_stages, model_label, resolve
 from .loudness import LoudnessMeter
@@ -147,7 +146,7 @@ def spectra_of(samples, sample_rate):
     return *average_spectrum(samples, sample_rate), {name.split()[0]: level for name, level in band_levels(samples, sample_rate).items()}
 
 def compare_spectra(dry, wet, gains_db=(0.0, 0.0)):
-    "Two versions, each as of `spectra_of` and with its gain in dB, as JSON values: `hz`, `levels` and `bands`."
+    "Two versions' `spectra_of`, each with its gain, as JSON values: `hz`, `levels` and `bands`."
     levels = [(level + gain_db).round(2).tolist() for (_, level, _), gain_db in zip((dry, wet), gains_db)]
     bands = {name: [round(spectra[2][name] + gain_db, 2) for spectra, gain_db in zip((dry, wet), gains_db)] for name in dry[2]}
     return {"hz": dry[0].round(1).tolist(), "levels": levels, "bands": bands}
@@ -157,13 +156,23 @@ def saving_command(source, destination, style, amount=1.0, model="graybox"):
     "The command that makes `destination` of `source`."
     return shlex.join(["timbre-palette", "enhance", str(source), "-o", str(destination), "--style", style, "--amount", f"{amount:g}", "--model", str(model)])
 
+def _same_sound(one, other):
+    "Whether two audio files hold the same; their bytes may differ by the time at which they were written."
+    if filecmp.cmp(one, other, shallow=False):
+        return True
+    try:
+        one, other = read_audio(one), read_audio(other)
+    except PaletteError:
+        return False
+    return (one.sample_rate, one.subtype) == (other.sample_rate, other.subtype) and np.array_equal(one.samples, other.samples)
+
 def _lay_beside(path, folder):
-    "A copy of the file `path` in `folder`, under a name that is free or the same file's."
+    "A copy of the file `path` in `folder`, under a name that is free or the same sound's."
     for number in range(1, 1000):
         copy = folder / (path.name if number == 1 else f"{path.stem}-{number}{path.suffix}")
         if not copy.exists():
             shutil.copyfile(path, copy)
-        if filecmp.cmp(path, copy, shallow=False):
+        if _same_sound(path, copy):
             return copy
     raise PaletteError(f"{folder}: holds a thousand files called {path.name}; choose another folder")
 
@@ -553,11 +562,13 @@ class Upload(anywidget.AnyWidget):
                 called(path)
 
 # %% ../nbs/36_explore.ipynb #explorer
-VERSIONS = ("as it was", "blend")  # the player's, for the keys 1 and 2
+VERSIONS = ("as it was", "blend")
 KEPT = 8  # blends
 
 class Explorer(ipywidgets.VBox):
-    "The widget that `explore` returns; its parts are attributes, and `style`, `amount` and `model` say where it stands. Raises `PaletteError` as `explore`."
+    "The widget that `explore` returns: `blend` says where it stands, `excerpt` and `rendered` what is played; the widgets are attributes too."
+    _parts = ()  # what `close` closes; nothing yet, should the settings be refused
+
     def __init__(self, clip=None, sample_rate=None, model="graybox", style="s33_a33_m33", amount=1.0, folder="."):
         _, weights, axes = check_settings(style, amount, model)
         if len(axes) != len(STYLES):
@@ -568,6 +579,7 @@ class Explorer(ipywidgets.VBox):
         self._make_widgets(model, weights, amount)
         self._renderer = Newest(self._render, self._failed)
         self._drawer, self._reader, self._saver = Newest(self._draw), Newest(self._read, self._failed), Newest(self._save, self._failed)
+        self._parts = self._reader, self._renderer, self._drawer, self._saver, self.player, self.pad, self.spectrum, self.upload
         paths = {}
         if clip is None or not isinstance(clip, (str, Path)):
             name, samples, rate = ("demo_clip.wav", demo_clip(), 44100) if clip is None else ("clip.wav", np.array(clip, np.float32, ndmin=2), sample_rate)
@@ -599,12 +611,12 @@ class Explorer(ipywidgets.VBox):
         self.preset = ipywidgets.Dropdown(options=[("of your own", ""), *((f"{name}: {text}", name) for name, text in PRESETS.items())], description="preset", layout=wide, style=words)
         self.equal = ipywidgets.Checkbox(value=True, description="compare at equal loudness", layout=wide, style=words)
         self.save = ipywidgets.Button(description="Save as WAV", icon="download", button_style="primary", layout={"width": "130px"})
-        self.status = ipywidgets.HTML(layout={"flex": "1 1 200px", "min_width": "0", "width": "auto"})
+        self.status = ipywidgets.HTML(layout={"flex": "1 1 280px", "min_width": "0", "width": "auto"})
         row = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
         settings = ipywidgets.VBox([*self.sliders, self.amount, self.preset, self.model, self.start, self.equal], layout={"flex": "1 1 300px", "min_width": "0", "width": "auto"})
         triangle = ipywidgets.Box([self.pad], layout={"flex": "1 1 280px", "max_width": "350px", "justify_content": "center", "overflow": "visible"})
         super().__init__([ipywidgets.HBox([self.clip, self.upload], layout=row), ipywidgets.HBox([triangle, settings], layout=row), self.player, self.spectrum,
-                          ipywidgets.HBox([self.save, self.status], layout=row)], layout={"width": "100%", "max_width": "860px", "overflow": "visible"})
+                          ipywidgets.HBox([self.save, self.status], layout=row | {"align_items": "flex-start"})], layout={"width": "100%", "max_width": "860px", "overflow": "visible"})
         self.add_class("tp-keys")
         self.add_class("tp-explorer")
 
@@ -780,7 +792,7 @@ class Explorer(ipywidgets.VBox):
 
     def _say(self, text, markup=False):
         "A line below."
-        self.status.value = text if markup else html.escape(text)
+        self.status.value = f'<div style="line-height: 1.6; overflow-wrap: anywhere">{text if markup else html.escape(text)}</div>' if text else ""
 
     def _say_working(self, model):
         "A slow model works; the last blend plays on."
@@ -801,17 +813,13 @@ class Explorer(ipywidgets.VBox):
 
     def rest(self, timeout_s=60.0):
         "Wait until all that was asked for is done; false if it takes longer."
-        return all(thread.rest(timeout_s) for thread in (self._reader, self._renderer, self._drawer, self._saver))
+        return all(thread.rest(timeout_s) for thread in self._parts[:4])
 
     def close(self):
         "End it: threads, widgets and what was uploaded."
-        for thread in (self._reader, self._renderer, self._drawer, self._saver):
-            thread.close()
-        for part in (self.player, self.pad, self.spectrum, self.upload):
+        for part in self._parts:
             part.close()
         super().close()
-        with suppress(OSError):
-            self._temporary.cleanup()
 
 # %% ../nbs/36_explore.ipynb #explore
 def explore(clip=None, sample_rate=None, model="graybox", style="s33_a33_m33", amount=1.0, folder="."):
