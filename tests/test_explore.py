@@ -175,7 +175,7 @@ def test_a_slow_model_blocks_nothing(explorer, monkeypatch):
     "The sliders go on, only the newest wish is rendered to its end, and it shows that it works."
     begun, asked = threading.Event(), []
 
-    def slow(excerpt, style, amount, model, outdated, block):
+    def slow(excerpt, style, amount, model, outdated=lambda: False, block=None):
         asked.append(style)
         begun.set()
         for _ in range(200):
@@ -185,6 +185,7 @@ def test_a_slow_model_blocks_nothing(explorer, monkeypatch):
         return render_blend(excerpt, style, amount, model)
 
     assert explorer.rest()
+    explorer._spent.update({"dsp": 1.0, "waveunet-v2": 1.0})  # known to be slow
     monkeypatch.setattr("timbre_palette.explore.render_blend", slow)
     before = explorer.rendered
     explorer.model.value = "waveunet-v2"

@@ -690,7 +690,7 @@ class Explorer(ipywidgets.VBox):
             started = time.perf_counter()
             try:
                 slow = self._spent.get(model, 0.0) > 0.5
-                rendered = render_blend(excerpt, style, amount, model, outdated, BLOCK // 4 if slow else BLOCK)
+                rendered = render_blend(excerpt, style, amount, model, *((outdated, BLOCK // 4) if slow else ()))  # a quick one is heard, or none would be
             finally:
                 patience.cancel()
                 self._spent[model] = max(time.perf_counter() - started, 0.5 * self._spent.get(model, 0.0))
@@ -722,11 +722,11 @@ class Explorer(ipywidgets.VBox):
 
     def _draw(self, wish, outdated):
         "The spectrum of what is played."
+        time.sleep(0.1)  # sound comes first
         excerpt, rendered, gains = wish
         if self._dry_spectra is None or self._dry_spectra[0] is not excerpt:
             self._dry_spectra = excerpt, spectra_of(excerpt.samples, excerpt.sample_rate)
         self.spectrum.shown = compare_spectra(self._dry_spectra[1], spectra_of(rendered.samples, excerpt.sample_rate), gains)
-        time.sleep(0.1)  # sound comes first
 
     def _read(self, wish, outdated):
         "Open a file, or another part of one."
