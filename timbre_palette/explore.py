@@ -146,7 +146,7 @@ def spectra_of(samples, sample_rate):
     return *average_spectrum(samples, sample_rate), {name.split()[0]: level for name, level in band_levels(samples, sample_rate).items()}
 
 def compare_spectra(dry, wet, gains_db=(0.0, 0.0)):
-    "Two versions' `spectra_of`, each with its gain, as JSON values: `hz`, `levels` and `bands`."
+    "Two versions, each as of `spectra_of` and with its gain in dB, as JSON values: `hz`, `levels` and `bands`."
     levels = [(level + gain_db).round(2).tolist() for (_, level, _), gain_db in zip((dry, wet), gains_db)]
     bands = {name: [round(spectra[2][name] + gain_db, 2) for spectra, gain_db in zip((dry, wet), gains_db)] for name in dry[2]}
     return {"hz": dry[0].round(1).tolist(), "levels": levels, "bands": bands}
@@ -562,7 +562,7 @@ class Upload(anywidget.AnyWidget):
                 called(path)
 
 # %% ../nbs/36_explore.ipynb #explorer
-VERSIONS = ("as it was", "blend")
+VERSIONS = ("as it was", "blend")  # the player's, for the keys 1 and 2
 KEPT = 8  # blends
 
 class Explorer(ipywidgets.VBox):
