@@ -43,7 +43,7 @@ class Jupyter:
         self.settings = places["JUPYTERLAB_SETTINGS_DIR"]
         self.set("apputils-extension/notification", NO_NEWS)
         command = [sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root", "--ServerApp.jpserver_extensions={'jupyterlab':True,'notebook':True,'voila':True}",
-                   f"--ServerApp.port={self.url.split(':')[-1][:-1]}", "--ServerApp.port_retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
+                   f"--ServerApp.port={self.url.split(':')[-1][:-1]}", "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={folder}",
                    "--LabApp.extension_manager=readonly", "--LabApp.expose_app_in_browser=True", "--JupyterNotebookApp.expose_app_in_browser=True"]
         path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
         with open(folder / ".jupyter" / "log", "wb") as log:

@@ -278,12 +278,12 @@ function paint(canvas) {  // each corner's colour, mixed by the weights
 export default {
   render({ model, el }) {
     el.classList.add("tp", "tp-pad");
-    el.dataset.lmSuppressShortcuts = "true";
     const names = model.get("names");
     el.innerHTML = `<button class="tp-corner" data-corner="0"></button><div class="tp-area" tabindex="0" role="slider" aria-label="Palette: arrow keys move between ${names.join(", ")}"
         aria-valuemin="0" aria-valuemax="100"><canvas width="416" height="360"></canvas><div class="tp-dots"></div><div class="tp-handle"></div></div>
       <div class="tp-feet"><button class="tp-corner" data-corner="1"></button><output></output><button class="tp-corner" data-corner="2"></button></div>`;
     const area = el.querySelector(".tp-area"), canvas = el.querySelector("canvas"), handle = el.querySelector(".tp-handle"), output = el.querySelector("output");
+    area.dataset.lmSuppressShortcuts = "true";  // arrows are ours, not the notebook's
     let weights = model.get("weights"), pointer = null, sent = 0, answered = true, waiting = null, timer = null;
     paint(canvas);
 

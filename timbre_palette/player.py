@@ -246,18 +246,19 @@ function draw(player, model, el) {
     event.preventDefault();
     event.stopPropagation();
   };
+  const quiet = event => { event.target.dataset.lmSuppressShortcuts = "true"; };  // bare letters are commands of the notebook, unless what has the focus says no
   let host = null;
   const attach = () => {  // where the player is part of something larger, its keys work in all of that
     if (!el.isConnected) return requestAnimationFrame(attach);
     host = el.closest(".tp-keys") ?? el;
-    host.dataset.lmSuppressShortcuts = "true";  // digits and arrows are ours, not the notebook's
+    host.addEventListener("focusin", quiet);
     host.addEventListener("keydown", keys);
   };
   attach();
   model.on("change:loop", show);
   player.views.add(show);
   show();
-  return () => { player.views.delete(show); host?.removeEventListener("keydown", keys); };
+  return () => { player.views.delete(show); host?.removeEventListener("keydown", keys); host?.removeEventListener("focusin", quiet); };
 }
 
 export default () => {
