@@ -566,7 +566,7 @@ VERSIONS = ("as it was", "blend")  # the player's, for the keys 1 and 2
 KEPT = 8  # blends
 
 class Explorer(ipywidgets.VBox):
-    "The widget that `explore` returns: `blend` says where it stands, `excerpt` and `rendered` what is played; the widgets are attributes too."
+    "The widget that `explore` returns: `blend` says where it stands, `excerpt` and `rendered` what is played; the widgets are attributes too. Raises `PaletteError` as `explore`."
     _parts = ()  # what `close` closes; nothing yet, should the settings be refused
 
     def __init__(self, clip=None, sample_rate=None, model="graybox", style="s33_a33_m33", amount=1.0, folder="."):
