@@ -722,7 +722,8 @@ class Explorer(ipywidgets.VBox):
 
     def _draw(self, wish, outdated):
         "The spectrum of what is played."
-        time.sleep(0.1)  # sound comes first
+        time.sleep(0.1)  # sound comes first:
+        self._renderer.rest(0.3)  # while one drags, a few pictures a second
         excerpt, rendered, gains = wish
         if self._dry_spectra is None or self._dry_spectra[0] is not excerpt:
             self._dry_spectra = excerpt, spectra_of(excerpt.samples, excerpt.sample_rate)

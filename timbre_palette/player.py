@@ -36,7 +36,7 @@ LOOK = """
 
 # %% ../nbs/25_player.ipynb #page
 PLAYER_JS = """
-const FADE_S = 0.015, AHEAD_S = 0.01;
+const FADE_S = 0.015, AHEAD_S = 0.006;
 const contexts = (globalThis.timbrePaletteContexts ??= new Map());  // one for each rate, shared by all players of the page
 
 function contextFor(rate) {
