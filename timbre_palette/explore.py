@@ -25,8 +25,8 @@ import torch
 
 from .anchors import STYLES
 from .audio import PaletteError, gain_to_db, open_audio, peak_db, read_audio, write_audio
-from .blend import PRESETS, parse_style, style_name
-from .enhance import BLOCK, MODELS, check_settings, enhance_file, find_stages, model_label, resolve
+from .blend import LETTERS, PRESETS, parse_style, style_name
+from .enhance import BLOCK, MODELS, SUFFIXES, check_settings, enhance_file, find_stages, model_label, resolve
 from .loudness import LoudnessMeter
 from .metrics import average_spectrum, band_levels
 from .player import LOOK, Player
@@ -46,7 +46,7 @@ def snap_style(weights):
     exact = 100 * parse_style(weights)
     percent = np.floor(exact + 1e-9)
     percent[np.argsort(percent - exact, kind="stable")[:round(100 - percent.sum())]] += 1
-    return "_".join(f"{letter}{value:.0f}" for letter, value in zip("sam", percent) if value)
+    return "_".join(f"{letter}{value:.0f}" for letter, value in zip(LETTERS, percent) if value)
 
 # %% ../nbs/36_explore.ipynb #share-rest
 def share_rest(weights, moved, value):
@@ -396,8 +396,6 @@ class PalettePad(anywidget.AnyWidget):
 
 # %% ../nbs/36_explore.ipynb #spectrum-view
 SPECTRUM_JS = """
-const clock = globalThis.requestAnimationFrame;
-
 export default {
   render({ model, el }) {
     el.classList.add("tp", "tp-spectrum");
@@ -471,7 +469,7 @@ export default {
       }));
     };
     let due = false;
-    const soon = () => { if (!due) { due = true; clock(() => { due = false; draw(); }); } };
+    const soon = () => { if (!due) { due = true; requestAnimationFrame(() => { due = false; draw(); }); } };
     model.on("change:shown", soon);
     const sizes = new ResizeObserver(soon), themes = new MutationObserver(soon), dark = matchMedia("(prefers-color-scheme: dark)");
     sizes.observe(canvas);
@@ -508,7 +506,7 @@ const PIECE = 1 << 20;
 export default {
   render({ model, el }) {
     el.classList.add("tp", "tp-upload");
-    el.innerHTML = `<label><input type="file" accept="audio/*,.flac,.ogg,.oga,.opus,.aif,.aiff,.caf,.au,.w64,.rf64,.m4a"><span></span></label>`;
+    el.innerHTML = `<label><input type="file" accept="${model.get("accept")}"><span></span></label>`;
     const input = el.querySelector("input"), text = el.querySelector("span");
     let file = null;
     const say = words => { text.textContent = words ?? "Open a file …"; };
@@ -540,6 +538,7 @@ UPLOAD_CSS = LOOK + """
 class Upload(anywidget.AnyWidget):
     "Brings a file of any size from the page into `folder`, in pieces; `on_file(f)` calls `f(path)` when one has come."
     _esm, _css = UPLOAD_JS, UPLOAD_CSS
+    accept = traitlets.Unicode(",".join(["audio/*", *SUFFIXES]), help="what the page's file dialogue offers").tag(sync=True)
 
     def __init__(self, folder, **settings):
         super().__init__(**settings)
@@ -580,17 +579,16 @@ class Explorer(ipywidgets.VBox):
         self._renderer = Newest(self._render, self._failed)
         self._drawer, self._reader, self._saver = Newest(self._draw), Newest(self._read, self._failed), Newest(self._save, self._failed)
         self._parts = self._reader, self._renderer, self._drawer, self._saver, self.player, self.pad, self.spectrum, self.upload
-        paths = {}
         if clip is None or not isinstance(clip, (str, Path)):
             name, samples, rate = ("demo_clip.wav", demo_clip(), 44100) if clip is None else ("clip.wav", np.array(clip, np.float32, ndmin=2), sample_rate)
             if not isinstance(rate, int):
                 raise PaletteError("a clip of samples needs its sample_rate, a whole number of Hz")
-            paths[name.removesuffix(".wav").replace("_", " ")] = Path(self._temporary.name) / name
-            write_audio(*paths.values(), samples, rate, "FLOAT")
+            label, path = name.removesuffix(".wav").replace("_", " "), Path(self._temporary.name) / name
+            write_audio(path, samples, rate, "FLOAT")
         else:
-            paths[Path(clip).name] = Path(clip)
-        self.clip.options = list(paths.items())
-        self._show_excerpt(read_excerpt(*paths.values()))
+            label, path = Path(clip).name, Path(clip)
+        self.clip.options = [(label, path)]
+        self._show_excerpt(read_excerpt(path))
         self._show_style(weights)
         self._observe()
         self._wish()
