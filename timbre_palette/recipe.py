@@ -96,6 +96,10 @@ RECIPES = {  # by name
                        optimiser="Adam", learning_rate=5e-4, beta2=0.99, clip=10.0, validate_every=250, validation_batches=6),
     "waveunet-v2": Recipe("ConditionalWaveUNet", {"version": "v2"}, **{**_PAPER, "steps": 2200, "learning_rate": 1e-3, "clip": 1.0}),
     "paper-v2": Recipe("ConditionalWaveUNet", {"version": "v2"}, **_PAPER),
+    "style-music": Recipe("StyleTransfer", loss="production", steps=4000, batch=4, seconds=5.46, sample_rates=(24000,), optimiser="Adam", learning_rate=1e-3, clip=4.0,
+                          ema=0.995, validate_every=200, validation_batches=12),
+    "style-speech": Recipe("StyleTransfer", loss="production", steps=2000, batch=4, seconds=5.46, sample_rates=(24000,), optimiser="Adam", learning_rate=1e-3, clip=4.0,
+                           ema=0.995, validate_every=200, validation_batches=12),
     "paper-v1": Recipe("ConditionalWaveUNet", {"version": "v1"}, **_PAPER),
 }
 
