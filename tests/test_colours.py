@@ -18,6 +18,8 @@ from timbre_palette.colours import (RECIPE, ColourBox, ColourPalette, Curve, Dyn
                                     describe_palette, error_ratio, find_colour, find_delay, find_palette, known_palettes, learn_colour, learn_palette, palette_table,
                                     palettes_folder, solve_filter)
 from timbre_palette.data import excerpt
+from timbre_palette.effects.chains import production
+from timbre_palette.effects.settings import Preset, load_settings, save_settings
 from timbre_palette.graybox import GrayBox
 from timbre_palette.loudness import integrated_loudness
 from timbre_palette.songs import find_tracks
@@ -72,6 +74,28 @@ def test_what_cannot_be_found_is_said_in_one_line(spec):
     with pytest.raises(PaletteError) as caught:
         find_colour(spec)
     assert "\n" not in str(caught.value) and len(str(caught.value)) > 20
+
+
+def test_saved_settings_are_a_colour(tmp_path, clip, few_songs):
+    "The chain as it stands in the file, on batches; and learned, it is an axis like any other."
+    preset = Preset({"equaliser_low_shelf_gain_db": 6, "equaliser_low_shelf_frequency_hz": 150, "compressor_threshold_db": -30, "compressor_ratio": 3, "compressor_makeup_db": 6})
+    save_settings(tmp_path / "match.json", preset)
+    colour = find_colour(f"settings:{tmp_path / 'match.json'}")
+    x, kept = torch.cat([clip, 0.1 * clip]), load_settings(tmp_path / "match.json")
+    assert colour.spec == f"settings:{tmp_path / 'match.json'}" and torch.equal(colour(x, RATE), production()(x, RATE, **kept.settings))
+    made = learn_palette("radio", {"radio": f"settings:{tmp_path / 'match.json'}"}, few_songs, tmp_path / "radio", "memory", "dsp", replace(TOY, steps=40))
+    assert made.axes == (*STYLES, "radio") and made.card["colours"]["radio"]["colour"] == colour.spec
+    rendered = made.render(x, RATE, [0, 0, 0, 1])
+    assert (rendered - x).abs().max() > 0.01 and error_ratio(rendered, colour(x, RATE)) < error_ratio(x, colour(x, RATE))
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", '{"settings": {"chorus": {}}}', '{"settings": {"compressor": {"ratio": 90}}}'])
+def test_a_bad_file_of_settings_is_one_line(tmp_path, capsys, few_songs, text):
+    if text is not None:
+        (tmp_path / "bad.json").write_text(text)
+    assert main(["learn", "radio", "--colour", f"radio=settings:{tmp_path / 'bad.json'}", "--data", str(few_songs), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "bad.json" in said and not (tmp_path / "out").exists()
 
 
 def test_settings_are_read_and_never_run(tmp_path):

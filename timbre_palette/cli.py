@@ -84,10 +84,10 @@ def make_parser():
 
     learn = commands.add_parser("learn", help="learn colours of your own, to blend with the three styles",
                                 epilog="example: timbre-palette learn tapes --colour 'tape=plugin:Distortion(drive_db=12)' --data songs/; then: timbre-palette enhance song.wav -o out.wav --style fullness=0.5,tape=0.5",
-                                description="Each colour becomes an axis of a palette. What a plugin or a function does is learned from songs, what recordings hold from themselves. The same command again goes on where it was stopped.")
+                                description="Each colour becomes an axis of a palette. What a plugin, a function or a file of settings does is learned from songs, what recordings hold from themselves. The same command again goes on where it was stopped.")
     learn.add_argument("name", help="what the palette is called, a plain word")
     learn.add_argument("-c", "--colour", nargs="+", action="extend", required=True, metavar="AXIS=WHAT",
-                       help="plugin:Name(setting=value), plugin:effect.vst3, python:file.py:function, or pairs:FOLDER with dry/NAME.wav and wet/NAME.wav")
+                       help="plugin:Name(setting=value), plugin:effect.vst3, python:file.py:function, settings:FILE.json with saved settings of effects, or pairs:FOLDER with dry/NAME.wav and wet/NAME.wav")
     learn.add_argument("-d", "--data", nargs="+", action="extend", metavar="PLACE", help=DATA_HELP + "; not needed for pairs")
     learn.add_argument("-o", "--out", metavar="FOLDER", help="where the palette is kept (default: by its name, in a folder of the user's, or in TIMBRE_PALETTE_HOME)")
     learn.add_argument("--kind", default="auto", help="static: filters and a curve; memory: with a compressor; room: one long filter; auto: try all (default: %(default)s)")

@@ -38,6 +38,7 @@ from .data import Segments
 from .effects.ballistics import attack_release, time_coefficient
 from .effects.compressor import FLOOR, gain_reduction_db
 from .effects.plugins import BUILT_IN, plugin
+from .effects.settings import load_settings
 from .filters import USABLE, Convolver, impulse_response, per_item
 from .graybox import RING_S, apply_response, prototype_axis
 from .losses import LOSSES
@@ -142,6 +143,11 @@ def _from_plugin(text):
         raise PaletteError(f"plugin:{text}: {' '.join(str(error).split())[:160]}") from None
     return Colour(plugin(machine).function, f"plugin:{text}")
 
+# %% ../nbs/30_colours.ipynb #from-settings
+def _from_settings(path):
+    "The chain of a file that `effects.settings.save_settings` wrote."
+    return Colour(load_settings(path), f"settings:{path}")
+
 # %% ../nbs/30_colours.ipynb #find-delay
 LONGEST_DELAY_S = 1.0
 
@@ -203,11 +209,11 @@ class Pairs:
         return [(dry[:cut], wet[:cut]) for dry, wet in self.takes], [(dry[cut:], wet[cut:]) for dry, wet in self.takes]
 
 # %% ../nbs/30_colours.ipynb #find-colour
-KINDS = {"python": _from_python, "plugin": _from_plugin, "pairs": Pairs}  # what can stand before the colon of a spec
+KINDS = {"python": _from_python, "plugin": _from_plugin, "settings": _from_settings, "pairs": Pairs}  # what can stand before the colon of a spec
 
 def find_colour(spec):
     """The `Colour`, or the `Pairs`, that `spec` names: `python:package.module:function`, `python:file.py:function`, `plugin:Distortion(drive_db=25)`,
-    `plugin:effect.vst3`, `pairs:FOLDER`; or a function, which is taken as it is.
+    `plugin:effect.vst3`, `settings:FILE.json` (see `effects.settings`), `pairs:FOLDER`; or a function, which is taken as it is.
 
     Raises `PaletteError` for what cannot be found, loaded or understood.
     """
@@ -217,7 +223,7 @@ def find_colour(spec):
         return Colour(spec, f"python:{getattr(spec, '__module__', '')}:{getattr(spec, '__qualname__', type(spec).__name__)}")
     kind, _, rest = str(spec).partition(":")
     if kind not in KINDS or not rest:
-        raise PaletteError(f"unknown colour {spec!r}; use plugin:Distortion(drive_db=25), plugin:effect.vst3, python:file.py:function or pairs:FOLDER")
+        raise PaletteError(f"unknown colour {spec!r}; use plugin:Distortion(drive_db=25), plugin:effect.vst3, python:file.py:function, settings:FILE.json or pairs:FOLDER")
     return KINDS[kind](rest)
 
 # %% ../nbs/30_colours.ipynb #sections

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MODELS', 'DEVICES', 'BLOCK', 'BIT_DEPTHS', 'CLOSEST', 'CEILING_DBTP', 'CLIPS', 'TOO_LONG', 'SUFFIXES', 'find_model',
            'find_stages', 'resolve', 'model_label', 'find_device', 'enhance', 'choose_subtype', 'headroom_gain_db',
-           'check_settings', 'check_apart', 'enhance_file', 'plan_outputs', 'inspect_file']
+           'check_settings', 'check_apart', 'render_file', 'enhance_file', 'render_settings_file', 'plan_outputs',
+           'inspect_file']
 
 # %% ../nbs/26_enhance.ipynb #imports
 import glob
@@ -25,6 +26,7 @@ from .audio import AV_SUFFIXES, CONTAINERS, PCM_BITS, PaletteError, audio_writer
 from .blend import parse_style, style_name
 from .checkpoint import Pretrained
 from .colours import find_palette
+from .effects.settings import find_settings, settings_stages
 from .loudness import LoudnessMeter, PeakMeter
 from .mastering import MARGIN_DB, LevelMeter, dither
 from .metrics import Spectrum, describe_spectrum
@@ -152,14 +154,18 @@ def headroom_gain_db(peak_dbtp, subtype, clip="scale", ceiling_dbtp=CEILING_DBTP
     return ceiling_dbtp - MARGIN_DB - peak_dbtp
 
 # %% ../nbs/26_enhance.ipynb #check-settings
+def _check_delivery(bits, clip, ceiling_dbtp):
+    "Raises `PaletteError` for a bit depth, a way to clip or a ceiling that do not exist."
+    headroom_gain_db(0.0, "FLOAT", clip, ceiling_dbtp)
+    choose_subtype(CONTAINERS[".wav"], bits, "PCM_16")  # a container that holds every depth
+
 def check_settings(style="s80_a10_m10", amount=1.0, model="graybox", bits="auto", clip="scale", ceiling_dbtp=CEILING_DBTP, device="cpu"):
     "The model, the style's weights and the names of their axes (see `resolve`), once all settings have been found to exist; raises `PaletteError` for the first that does not."
     find_model(model)
     model, weights, axes = resolve(style, model)
     stage_strengths(weights, amount, axes)
     find_device(device)
-    headroom_gain_db(0.0, "FLOAT", clip, ceiling_dbtp)
-    choose_subtype(CONTAINERS[".wav"], bits, "PCM_16")  # a container that holds every depth
+    _check_delivery(bits, clip, ceiling_dbtp)
     return model, weights, axes
 
 # %% ../nbs/26_enhance.ipynb #check-apart
@@ -168,7 +174,7 @@ def check_apart(source, destination):
     if destination.exists() and source.exists() and os.path.samefile(source, destination):
         raise PaletteError(f"{destination}: is the input itself; choose another output or add --overwrite")
 
-# %% ../nbs/26_enhance.ipynb #enhance-file
+# %% ../nbs/26_enhance.ipynb #render-file
 TOO_LONG = "{}: not enough memory; close other programs, or take it in parts"
 
 def _peak_memory_mb():
@@ -184,22 +190,21 @@ def _finite(value, digits=3):
     "A level for a report: rounded, or None where there is none."
     return round(value, digits) if math.isfinite(value) else None
 
-def enhance_file(source, destination, style="s80_a10_m10", amount=1.0, model="graybox", bits="auto", clip="scale",
-                 ceiling_dbtp=CEILING_DBTP, dithered=False, overwrite=False, device="cpu", progress=None):
-    """Enhance the file `source` into `destination`, whose suffix chooses the format; a report as a dictionary.
+def render_file(source, destination, stages, about, bits="auto", clip="scale", ceiling_dbtp=CEILING_DBTP, dithered=False, overwrite=False, device="cpu", progress=None):
+    """Render the file `source` into `destination`, whose suffix chooses the format, through what `stages(sample_rate)` gives; a report as a dictionary.
 
-    Keeps sample rate, channels, length and tags. `bits` as in `choose_subtype`; `clip` is `scale` (see `headroom_gain_db`),
-    `limit` (only the peaks above `ceiling_dbtp`, see `mastering.limit`) or `none`; `dithered` before rounding to 16 or 24 bits;
-    `overwrite` allows the two paths to be the same file.
+    `stages` is a function of the rate in Hz to stages for `streaming.render_long`; `about`, a dictionary, is put in the report. Keeps sample rate, channels, length and tags.
+    `bits` as in `choose_subtype`; `clip` is `scale` (see `headroom_gain_db`), `limit` (only the peaks above `ceiling_dbtp`, see `mastering.limit`) or `none`;
+    `dithered` before rounding to 16 or 24 bits; `overwrite` allows the two paths to be the same file; `device` is where the stages are.
     `progress(stage, fraction)` is called as the work goes on.
 
-    Raises `PaletteError`, before anything is written, for whatever `read_audio`, `check_output`
-    or `enhance` refuse, and if source and destination are the same without `overwrite`.
+    Raises `PaletteError`, before anything is written, for whatever `read_audio` or `check_output` refuse, settings that do not exist, and if source and destination
+    are the same without `overwrite`.
     """
     started = time.perf_counter()
     progress = progress or (lambda stage, fraction: None)
     source, destination = Path(source), Path(destination)
-    model, weights, axes = check_settings(style, amount, model, bits, clip, ceiling_dbtp, device)
+    _check_delivery(bits, clip, ceiling_dbtp)
     device = find_device(device)
     choose_subtype(check_output(destination), bits, "PCM_16")
     if not overwrite:
@@ -224,9 +229,8 @@ def enhance_file(source, destination, style="s80_a10_m10", amount=1.0, model="gr
             total = loudness.frames if number else max(reader.frames or 0, loudness.frames)
             progress("enhancing" if number else "reading", (number - 1 + frames / total) / (passes - 1) if number else frames / total)
 
-        stages = find_stages(model, device)(rate, weights, amount)
         made = LoudnessMeter(rate), PeakMeter()
-        result = render_long(stages, blocks(), rate, channels, destination.parent, meters=made, progress=report)
+        result = render_long(stages(rate), blocks(), rate, channels, destination.parent, meters=made, progress=report)
         with ExitStack() as stack:
             stack.enter_context(result)
             made[1].end()
@@ -250,12 +254,39 @@ def enhance_file(source, destination, style="s80_a10_m10", amount=1.0, model="gr
                     write(dither(samples, PCM_BITS[subtype], [0, number], result.sounding) if dithering else samples)
                     seen += block.shape[1]
                     progress("writing", seen / result.frames)
-        return {"input": str(source), "output": str(destination), "style": style_name(weights, axes), "weights": weights.round(6).tolist(),
-                "amount": float(amount), "model": model, "sample_rate": rate, "channels": channels,
-                "frames": seen, "seconds": round(seen / rate, 3), "format": subtype,
+        return {"input": str(source), "output": str(destination), **about, "sample_rate": rate, "channels": channels, "frames": seen, "seconds": round(seen / rate, 3), "format": subtype,
                 "input_lufs": _finite(loudness.read()), "input_dbtp": _finite(peak.read()), "output_lufs": _finite(loudness_after + gain_db),
                 "output_dbtp": _finite(peak_after + gain_db), "gain_db": round(gain_db, 3), "limited_db": round(limited_db, 3), "warnings": notes,
                 "elapsed_s": round(time.perf_counter() - started, 3), "peak_memory_mb": _peak_memory_mb()}
+
+# %% ../nbs/26_enhance.ipynb #enhance-file
+def enhance_file(source, destination, style="s80_a10_m10", amount=1.0, model="graybox", bits="auto", clip="scale",
+                 ceiling_dbtp=CEILING_DBTP, dithered=False, overwrite=False, device="cpu", progress=None):
+    """Enhance the file `source` into `destination`, whose suffix chooses the format; a report as a dictionary.
+
+    `style`, `amount` and `model` as in `enhance`; the other arguments as in `render_file`.
+
+    Raises `PaletteError`, before anything is written, for whatever `read_audio`, `check_output`
+    or `enhance` refuse, and if source and destination are the same without `overwrite`.
+    """
+    started = time.perf_counter()
+    model, weights, axes = check_settings(style, amount, model, bits, clip, ceiling_dbtp, device)
+    stages = lambda sample_rate: find_stages(model, find_device(device))(sample_rate, weights, amount)
+    about = {"style": style_name(weights, axes), "weights": weights.round(6).tolist(), "amount": float(amount), "model": model}
+    report = render_file(source, destination, stages, about, bits, clip, ceiling_dbtp, dithered, overwrite, device, progress)
+    return {**report, "elapsed_s": round(time.perf_counter() - started, 3)}  # a model's first loading with it
+
+# %% ../nbs/26_enhance.ipynb #render-settings
+def render_settings_file(source, destination, settings, bits="auto", clip="scale", ceiling_dbtp=CEILING_DBTP, dithered=False, overwrite=False, progress=None):
+    """Render the file `source` into `destination` with `settings` of a chain of effects: an `effects.settings.Preset`, a dictionary or the path of a file.
+
+    The other arguments, and the report, as in `render_file`; the report has the `effects`, the `settings` and what is said `about` them.
+    Raises `PaletteError` as `effects.settings.find_settings`, `effects.settings.settings_stages` and `render_file`, before anything is written.
+    """
+    preset = find_settings(settings)
+    about = {"effects": list(preset.effects), "settings": {name: round(value, 4) for name, value in preset.settings.items()}, "about": preset.about}
+    settings_stages(preset.effects, preset.settings, 44100)  # refused before anything is opened
+    return render_file(source, destination, preset.stages, about, bits, clip, ceiling_dbtp, dithered, overwrite, progress=progress)
 
 # %% ../nbs/26_enhance.ipynb #plan-outputs
 SUFFIXES = (*CONTAINERS, ".oga", ".opus", ".caf", ".au", ".w64", ".rf64", *AV_SUFFIXES)  # of files that are looked for in folders
