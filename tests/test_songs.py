@@ -9,7 +9,7 @@ from timbre_palette.audio import PaletteError, read_audio, write_audio
 from timbre_palette.cli import main
 from timbre_palette.data import Segments
 from timbre_palette.recipe import find_recipe
-from timbre_palette.songs import STEMS, describe_overlap, find_tracks, load_splits, read_headers, recognise, title_key
+from timbre_palette.songs import LAYOUTS, LICENCES, SPLITTINGS, STEMS, describe_overlap, describe_tracks, find_tracks, load_splits, read_headers, recognise, title_key
 from timbre_palette.synth import demo_clip
 from timbre_palette.training import train_palette
 
@@ -198,3 +198,155 @@ def test_yaml_and_command_line_give_the_same_run(tmp_path):
     assert find_recipe(tmp_path / "run" / "recipe.yaml") == named == find_recipe(tmp_path / "run" / "best" / "card.json")
     (tmp_path / "mine.yaml").write_text("model: GrayBox\narguments: {peaks: 4, units: 2}\nloss: error\nclip: 1.0\nbeta2: 0.99\ngain_db: 12\noptimiser: Adam\n" + "\n".join(change.replace("=", ": ") for change in changes))
     assert find_recipe(tmp_path / "mine.yaml") == named
+
+
+# Published sets in miniature: what of each is a recording, of which song, in which split; and what is not one.
+PUBLISHED = {
+    "libritts": ({f"LibriTTS/{part}/{voice}/{chapter}/{voice}_{chapter}_{line:06d}_000000.wav": (f"libritts{voice}", part.partition("-")[0].replace("dev", "val"))
+                  for part, voice in (("train-clean-100", 103), ("train-clean-360", 14), ("train-clean-360", 16), ("train-other-500", 20), ("dev-clean", 84), ("test-clean", 61), ("test-other", 367))
+                  for chapter in (121, 208) for line in (1, 2)},
+                 ["LibriTTS/train-clean-360/14/208/15_208_000001_000000.wav"]),
+    "daps": ({f"daps/clean/{voice}_script{script}_clean.wav": (f"daps{voice}", "") for voice in ("f1", "f10", "m1") for script in range(1, 6)},
+             ["daps/clean/._f1_script1_clean.wav", "daps/cleanraw/f1_script1_cleanraw.wav", "daps/produced/f1_script1_produced.wav", "daps/ipad_office1/f1_script1_ipad_office1.wav"]),
+    "vctk": ({f"VCTK-Corpus-0.92/wav48_silence_trimmed/{voice}/{voice}_{line:03d}_mic1.flac": (f"vctk{voice}", "") for voice in ("p225", "p280", "s5") for line in (1, 2)},
+             [f"VCTK-Corpus-0.92/wav48_silence_trimmed/{voice}/{voice}_{line:03d}_mic2.flac" for voice in ("p225", "s5") for line in (1, 2)]),
+    "vctk, older": ({f"wav48/{voice}/{voice}_{line:03d}.wav": (f"vctk{voice}", "") for voice in ("p225", "p376") for line in (1, 2)}, []),
+    "mtg_jamendo": ({"14/214.mp3": ("jamendo214", ""), "14/1014.mp3": ("jamendo1014", ""), "00/1000.low.mp3": ("jamendo1000", "")}, ["15/15.mp3", "14/02 Intro.mp3"]),
+}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    root = tmp_path_factory.mktemp("published")
+    for name, (files, others) in PUBLISHED.items():
+        for file in (*files, *others):
+            (root / name / file).parent.mkdir(parents=True, exist_ok=True)
+            write_audio(root / name / file, demo_clip(8000)[:, :800], 8000)
+    return root
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sets_are_known_by_their_layout(published, name, monkeypatch):
+    source, root = name.partition(",")[0], published / name
+    tracks = find_tracks(root)
+    assert recognise(root) == source and {track.source for track in tracks} == {source}
+    assert {track.path.relative_to(root).as_posix(): (track.song, track.split) for track in tracks} == PUBLISHED[name][0] and len(tracks) == len(PUBLISHED[name][0])
+    monkeypatch.setenv(LAYOUTS[source].variable, str(root))
+    assert find_tracks(source) == tracks
+    monkeypatch.setenv(LAYOUTS[source].variable, str(root / "nothing"))
+    with pytest.raises(PaletteError, match="no such folder"):
+        find_tracks(source)
+    assert list(describe_tracks(tracks)["licences"]) == [LICENCES[source]]
+
+
+@pytest.mark.parametrize("part, songs", (("libritts/LibriTTS", 7), ("libritts/LibriTTS/train-clean-360", 2), ("daps/daps", 3), ("daps/daps/clean", 3), ("vctk/VCTK-Corpus-0.92", 3),
+                                         ("vctk/VCTK-Corpus-0.92/wav48_silence_trimmed", 3), ("vctk, older/wav48", 2)))
+def test_parts_of_published_sets_are_voices_too(published, part, songs):
+    tracks = find_tracks(published / part)
+    assert len({track.song for track in tracks}) == songs < len(tracks) and recognise(published / part) == part.partition("/")[0].partition(",")[0]
+
+
+def test_the_second_microphone_is_the_same_voice(published, monkeypatch):
+    monkeypatch.setenv("VCTK_PATH", str(published / "vctk"))
+    first, second = find_tracks("vctk"), find_tracks("vctk_mic2")
+    assert {track.path.name[-9:] for track in second} == {"mic2.flac"} and {track.song for track in second} == {"vctkp225", "vctks5"}
+    splits = load_splits(["vctk", "vctk_mic2"], split="90/5/5")
+    assert {track for tracks in splits.values() for track in tracks} == set(first)
+
+
+def test_numbers_of_different_sets_are_different_songs(published, tmp_path):
+    "Track 1014 of one, speaker 1014 of another, and a song of that name in a folder."
+    for file in ("train-clean-360/1014/5/1014_5_000001_000000.wav",):
+        (tmp_path / "libri" / file).parent.mkdir(parents=True)
+        write_audio(tmp_path / "libri" / file, demo_clip(8000), 8000)
+    (tmp_path / "songs").mkdir()
+    write_audio(tmp_path / "songs" / "1014.wav", demo_clip(8000), 8000)
+    splits = load_splits([published / "mtg_jamendo", tmp_path / "libri", tmp_path / "songs"])
+    assert {track.song for tracks in splits.values() for track in tracks} == {"jamendo214", "jamendo1014", "jamendo1000", "libritts1014", "1014"}
+
+
+def test_the_official_split_of_libritts_is_its_own(published):
+    splits = load_splits(published / "libritts")
+    assert {name: {track.song for track in tracks} for name, tracks in splits.items()} == {
+        "train": {"libritts103", "libritts14", "libritts16", "libritts20"}, "val": {"libritts84"}, "test": {"libritts61", "libritts367"}}
+
+
+def test_sets_without_stems_say_so(published, sets):
+    reports = []
+    assert len(find_tracks(published / "daps", reports.append, ("mixture", "vocals"))) == 15 and "daps has no vocals" in reports[0]
+    with pytest.raises(PaletteError, match="only whole recordings"):
+        find_tracks(published / "daps", stems=("vocals",))
+
+
+def test_splits_of_ninety_five_five(tmp_path):
+    "Sixty speakers of three chapters: 54, 3 and 3, all of a speaker on one side, another seed another choice."
+    for voice in range(60):
+        for chapter in range(3):
+            path = tmp_path / "train-clean-360" / str(voice) / str(chapter) / f"{voice}_{chapter}_000001_000000.wav"
+            path.parent.mkdir(parents=True)
+            write_audio(path, demo_clip(8000)[:, :80], 8000)
+    drawn = [load_splits(tmp_path, seed=seed, split="90/5/5") for seed in (0, 0, 1)]
+    for splits in drawn:
+        sides = {name: {track.song for track in tracks} for name, tracks in splits.items()}
+        assert {name: len(voices) for name, voices in sides.items()} == {"train": 54, "val": 3, "test": 3} and len(set.union(*sides.values())) == 60
+        assert {name: len(tracks) for name, tracks in splits.items()} == {"train": 162, "val": 9, "test": 9}
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert find_recipe("graybox", ["split=90/5/5"]).split == "90/5/5" and "90/5/5" in SPLITTINGS
+    with pytest.raises(PaletteError, match="90/5/5"):
+        load_splits(tmp_path, split="80/20")
+
+
+def write_stems(path, sounds, rate=44100):
+    "An MP4 of several AAC streams, as Native Instruments' stems are."
+    av = pytest.importorskip("av", reason="PyAV is not installed (extra m4a)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format="mp4") as container:
+        streams = [container.add_stream("aac", rate=rate, layout="stereo") for _ in sounds]
+        for start in range(0, sounds[0].shape[1], 1024):
+            for stream, sound in zip(streams, sounds):
+                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[:, start:start + 1024]), format="fltp", layout="stereo")
+                frame.sample_rate, frame.pts = rate, start
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode(None))
+
+
+def test_compressed_musdb18_is_its_mixtures(tmp_path, monkeypatch):
+    "Five streams, the first the mixture; lengths stand in the header, and a part that is sought is the part that is read in order."
+    time = np.arange(44100 * 4) / 44100
+    mixture = np.stack([0.4 * np.sin(2 * np.pi * (200 * time + 300 * time ** 2)), 0.3 * np.sin(2 * np.pi * 3000 * time) * (time % 0.5 < 0.1)]).astype(np.float32)
+    for file in ("train/A - One.stem.mp4", "train/B - Two.stem.mp4", "test/C - Three.stem.mp4"):
+        write_stems(tmp_path / file, [mixture, *[0.1 * np.roll(mixture, 1000 * k, 1) for k in range(1, 5)]])
+    tracks = find_tracks(tmp_path)
+    assert recognise(tmp_path) == "musdb18" and [(track.song, track.split, track.frames) for track in tracks] == [
+        ("aone", "train", time.size), ("btwo", "train", time.size), ("cthree", "test", time.size)]
+    whole = read_audio(tracks[0].path).samples
+    assert np.square(whole[:, 3000:time.size - 3000] - mixture[:, 3000:-3000]).mean() < 0.01 * np.square(mixture).mean()  # the other streams are 20 dB lower and late
+    for start in (0, 1, 5000, 44100, 100001):
+        part = read_audio(tracks[0].path, start, 9999).samples
+        assert part.shape == (2, 9999) and np.abs(part - whole[:, start:start + 9999]).max() < 0.02, start
+    assert {name: {track.song for track in found} for name, found in load_splits(tmp_path).items()}["test"] == {"cthree"}
+    assert len(find_tracks(tmp_path / "train")) == 2
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    monkeypatch.setenv("TIMBRE_PALETTE_CACHE", str(tmp_path / "another"))
+    with pytest.raises(PaletteError, match="no songs that can be read.*needs PyAV.*pip install av"):
+        find_tracks(tmp_path)
+
+
+def test_headers_that_were_read_are_kept_when_it_is_stopped(tmp_path, monkeypatch):
+    from timbre_palette import songs as module
+    paths = [tmp_path / f"{number}.wav" for number in range(3)]
+    for path in paths:
+        write_audio(path, demo_clip(8000), 8000)
+    read, real = [], module.read_header
+
+    def stopping(path):
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        return read.append(path) or real(path)
+
+    monkeypatch.setattr(module, "read_header", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        read_headers(tmp_path, paths)
+    monkeypatch.setattr(module, "read_header", lambda path: read.append(path) or real(path))
+    assert len(read_headers(tmp_path, paths)) == 3 == len(read)

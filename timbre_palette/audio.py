@@ -202,14 +202,15 @@ class _SoundfileSource:
 
 # %% ../nbs/00_audio.ipynb #av-source
 AV_SUFFIXES = (".m4a", ".mp4", ".aac")  # of files that PyAV reads
+_RUN_UP = 8192  # frames decoded before the part that is wanted, until what was skipped is no longer heard
 
 class _AvSource:
-    "An open M4A or AAC file; how long it is shows at its end."
+    "The first sound in an open M4A, MP4 or AAC file; how long it is shows at its end."
     def __init__(self, path):
         try:
             import av
         except ImportError:
-            raise PaletteError(f"{path}: reading {path.suffix} needs PyAV (pip install av); or convert the file to FLAC") from None
+            raise PaletteError(f"{path}: needs PyAV to be read (pip install av); or convert the file to FLAC") from None
         self._container, self._resampler = av.open(str(path)), av.AudioResampler(format="fltp")
         self.close = self._container.close
         if not self._container.streams.audio:
@@ -218,11 +219,24 @@ class _AvSource:
         self._stream = self._container.streams.audio[0]
         self.sample_rate, self.channels, self.frames, self.subtype = self._stream.rate, self._stream.channels, None, "AAC"
         self.tags = {key: value for key, value in self._container.metadata.items() if key in TAGS and value}
+        self._indexed = "mp4" in self._container.format.name and bool(self._stream.duration)  # raw AAC has neither a length nor places to go to
+        self.stated = round(float(self._stream.duration * self._stream.time_base) * self.sample_rate) if self._indexed else None  # frames, by the header
+
+    def _go_to(self, start):
+        "Goes to a place a little before frame `start`, where the file has an index."
+        if self._indexed and start > _RUN_UP:
+            self._container.seek(int((start - _RUN_UP) / self.sample_rate / float(self._stream.time_base)) + (self._stream.start_time or 0), stream=self._stream)
+
+    def _position(self, frame):
+        "The place of a decoded frame, in frames from the beginning."
+        return round(float((frame.pts - (self._stream.start_time or 0)) * self._stream.time_base) * self.sample_rate) if self._indexed and frame.pts is not None else 0
 
     def blocks(self, start, frames):
-        "Yields blocks `(channels, frames)` float32 of the part; what comes before it is decoded too."
-        position, stop = 0, math.inf if frames is None else start + frames
+        "Yields blocks `(channels, frames)` float32 of the part; in raw AAC what comes before it is decoded too."
+        position, stop = None, math.inf if frames is None else start + frames
+        self._go_to(start)
         for frame in self._container.decode(self._stream):
+            position = self._position(frame) if position is None else position
             for part in self._resampler.resample(frame):
                 block = part.to_ndarray()
                 first, last = max(0, start - position), min(block.shape[1], stop - position)
@@ -323,13 +337,16 @@ def read_audio(path, start=0, frames=None, progress=None):
 
 # %% ../nbs/00_audio.ipynb #read-header
 def read_header(path):
-    """Sample rate in Hz and number of frames of an audio file, without reading its sound.
+    """Sample rate in Hz and number of frames of an audio file, without reading its sound; of raw AAC, which does not say, by reading it.
 
-    Raises `PaletteError` if there is no such file, it is not audio libsndfile reads, or it is empty.
+    Formats as in `open_audio`. Raises `PaletteError` if there is no such file, it is not audio that can be read, or it is empty.
     """
     path = Path(path)
     if not path.is_file() or not os.access(path, os.R_OK):
         raise PaletteError(f"{path}: is not a file that may be read")
+    if path.suffix.lower() in AV_SUFFIXES:
+        with open_audio(path) as source:
+            return source.sample_rate, source._source.stated or sum(block.shape[1] for block in source.blocks())
     try:
         header = soundfile.info(_system_name(path))
     except (soundfile.SoundFileError, TypeError) as error:

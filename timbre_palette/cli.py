@@ -34,8 +34,9 @@ STYLE_HELP = ("fullness, warmth, layeredness; percentages such as s80_a10_m10 (s
 MODEL_HELP = ("graybox: learned from the exact palette; blackbox: the same from convolutions alone; waveunet-v2: TimbrePalette (paper); dsp: the exact palette; "
               "or a folder with weights of your own (default: %(default)s)")
 
-DATA_HELP = ("folders of songs, MUSDB18-HQ or DSD100, or musdb18hq and dsd100 where MUSDB_PATH and DSD_PATH are set; "
-             "split as they are, else a tenth of the songs is held out")
+DATA_HELP = ("folders of songs, or of a published set: MUSDB18-HQ, MUSDB18 or DSD100, LibriTTS, DAPS or VCTK, MTG-Jamendo; or one's name, musdb18hq, musdb18, dsd100, libritts, "
+             "daps, vctk or mtg_jamendo, where MUSDB_PATH, DSD_PATH, LIBRITTS_PATH, DAPS_PATH, VCTK_PATH or MTG_JAMENDO_PATH is set; "
+             "split as they are, else a tenth of the songs, of speech of the speakers, is held out")
 
 def make_parser():
     "The argument parser of `timbre-palette`."
