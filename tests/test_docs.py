@@ -40,7 +40,7 @@ SOURCES = {"anchors": "algorithm 3|section 3.3.1", "filters": "RBJ", "loudness":
            "graybox": "section 3.2", "blend": "section 3.7", "recipe": "section 4.3|A.4", "data": r"A\.4|[Aa]lgorithm 4", "polish": "Levenberg", "mastering": "Lipshitz",
            "synth": "Karplus", "material": "Fitzgerald", "analysis": "appendix A.5", "stability": "Table 2", "reach": "receptive", "tables": "Table 3", "experiments": "paper",
            "effects.ballistics": "Giannoulis", "effects.compressor": "Giannoulis", "effects.equaliser": "DeepAFx-ST|RBJ", "effects.reverb": "Moorer", "baselines.early": "Stoller",
-           "baselines.spectrogram": "Jansson", "baselines.tasnet": "Luo and Mesgarani", "baselines.tcn": "Bai"}
+           "style_transfer.rules": "section 3.3", "baselines.spectrogram": "Jansson", "baselines.tasnet": "Luo and Mesgarani", "baselines.tcn": "Bai"}
 
 
 def module_name(path):
