@@ -145,6 +145,11 @@ def test_m4a_through_pyav(tmp_path, suffix, codec):
     assert recording.channels == 2 and recording.sample_rate == 44100 and abs(recording.frames - CLIP.shape[1]) <= 4096
     start = max(range(2049), key=lambda lag: (recording.samples[0, lag:lag + 50000] * CLIP[0, :50000]).sum())
     assert np.corrcoef(recording.samples[0, start:start + 50000], CLIP[0, :50000])[0, 1] > 0.99
+    rate, frames = audio.read_header(path)
+    assert rate == 44100 and (frames == recording.frames if suffix == ".aac" else 0 <= recording.frames - frames < 1024)  # of raw AAC they are counted
+    for first in (1, 10000, 50000):
+        part = read_audio(path, first, 20000).samples
+        assert part.shape == (2, 20000) and np.corrcoef(part[0], recording.samples[0, first:first + 20000])[0, 1] > 0.999
 
 
 def test_m4a_without_pyav_names_the_extra(tmp_path, monkeypatch):

@@ -317,6 +317,7 @@ def test_compressed_musdb18_is_its_mixtures(tmp_path, monkeypatch):
     mixture = np.stack([0.4 * np.sin(2 * np.pi * (200 * time + 300 * time ** 2)), 0.3 * np.sin(2 * np.pi * 3000 * time) * (time % 0.5 < 0.1)]).astype(np.float32)
     for file in ("train/A - One.stem.mp4", "train/B - Two.stem.mp4", "test/C - Three.stem.mp4"):
         write_stems(tmp_path / file, [mixture, *[0.1 * np.roll(mixture, 1000 * k, 1) for k in range(1, 5)]])
+    (tmp_path / "train" / "._A - One.stem.mp4").write_bytes(b"what macOS leaves beside a file")
     tracks = find_tracks(tmp_path)
     assert recognise(tmp_path) == "musdb18" and [(track.song, track.split, track.frames) for track in tracks] == [
         ("aone", "train", time.size), ("btwo", "train", time.size), ("cthree", "test", time.size)]

@@ -224,7 +224,7 @@ class _AvSource:
 
     def _go_to(self, start):
         "Goes to a place a little before frame `start`, where the file has an index."
-        if self._indexed and start > _RUN_UP:
+        if self._indexed and start > _RUN_UP and self._stream.time_base * self.sample_rate <= 1:  # its clock tells frames apart
             self._container.seek(int((start - _RUN_UP) / self.sample_rate / float(self._stream.time_base)) + (self._stream.start_time or 0), stream=self._stream)
 
     def _position(self, frame):

@@ -167,7 +167,7 @@ def _recordings(folder, name, split, pattern, report=None):
                 if not paths and report and place.is_dir():
                     report(f"{place}: left out, it has no {last}")
             for path in paths:
-                if found := re.search(layout.song, path.as_posix()):
+                if not path.name.startswith(".") and (found := re.search(layout.song, path.as_posix())):
                     yield path, layout.prefix + found["song"], name, split
 
 def _is_laid_out(folder, name):
