@@ -214,7 +214,11 @@ def _distortion_stage(sample_rate, **settings):
     "Distortion remembers nothing."
     return lambda x: distort(x[None], sample_rate, **settings)[0]
 
-_STAGES = {"equaliser": _equaliser_stage, "compressor": _compressor_stage, "distortion": _distortion_stage}
+def _gain_stage(sample_rate, gain_db):
+    "A gain remembers nothing."
+    return lambda x: x * db_to_gain(gain_db)
+
+_STAGES = {"input": _gain_stage, "output": _gain_stage, "equaliser": _equaliser_stage, "compressor": _compressor_stage, "distortion": _distortion_stage}
 
 def settings_stages(effects, settings, sample_rate):
     """A chain of `effects`, by their names, as functions of blocks `(channels, frames)` that remember, without latency: for `streaming.Stream` and `streaming.render_long`.

@@ -14,6 +14,7 @@ from ..audio import PaletteError, resample
 from ..checkpoint import Pretrained, register
 from ..effects.chains import chain
 from .encoder import ENCODER_RATE, at_peak, find_encoder
+from .refine import FEATURES
 
 # %% ../../nbs/style_transfer/06_system.ipynb #excerpt-of
 LONGEST_S, PIECES = 30.0, 3  # of a recording are heard, in so many pieces
@@ -56,13 +57,16 @@ class Controller(nn.Module):
 class StyleTransfer(Pretrained):
     """Encoder, controller and effects (DeepAFx-ST, section 2): `predict(input, reference)`, both `(batch, 1, time)` at `ENCODER_RATE`, gives normalised settings `(batch, settings)`.
 
-    `effects` are names in `effects.chains.EFFECTS`, `encoder` a key of `encoder.ENCODERS` with its `encoder_arguments`, `hidden` the controller's width. Raises `PaletteError` for unknown names.
+    `effects` are names in `effects.chains.EFFECTS`, `encoder` a key of `encoder.ENCODERS` with its `encoder_arguments`, `hidden` the controller's width.
+    `presets` are names of productions that it knows without a recording (see `presets.learn_presets`). Raises `PaletteError` for unknown effects or encoders.
     """
-    def __init__(self, effects=("equaliser", "compressor"), encoder="small", encoder_arguments=None, hidden=256):
+    def __init__(self, effects=("equaliser", "compressor"), encoder="small", encoder_arguments=None, hidden=256, presets=()):
         super().__init__()
-        self.arguments = {"effects": list(effects), "encoder": encoder, "encoder_arguments": dict(encoder_arguments or {}), "hidden": hidden}
+        self.arguments = {"effects": list(effects), "encoder": encoder, "encoder_arguments": dict(encoder_arguments or {}), "hidden": hidden, "presets": list(presets)}
         self.effects = chain(*effects, name="production")
         self.encoder = find_encoder(encoder, **(encoder_arguments or {}))
+        self.register_buffer("preset_embeddings", torch.zeros(len(presets), self.encoder.dimensions))
+        self.register_buffer("preset_features", torch.zeros(len(presets), FEATURES))
         self.controller = Controller(self.encoder.dimensions, hidden, self.effects.normalised().float())
 
     def embed(self, x):
@@ -72,6 +76,13 @@ class StyleTransfer(Pretrained):
     def predict(self, input, reference):
         "Normalised settings `(batch, settings)` that bring `input` to `reference`, both `(batch, 1, time)` at `ENCODER_RATE`."
         return self.controller(self.embed(input), self.embed(reference))
+
+    def find_preset(self, name):
+        "Embedding `(1, dimensions)` and features `(1, features)` (see `refine.style_features`) of a production by its name. Raises `PaletteError` for an unknown one."
+        if name not in self.arguments["presets"]:
+            raise PaletteError(f"no preset {name!r} here; " + (f"use one of {', '.join(self.arguments['presets'])}" if self.arguments["presets"] else "these weights have none, give a reference"))
+        place = self.arguments["presets"].index(name)
+        return self.preset_embeddings[place:place + 1], self.preset_features[place:place + 1]
 
     def transfer(self, x, sample_rate, reference):
         "`x` `(batch, channels, time)` at `ENCODER_RATE`, item n brought to the production of item `reference[n]` of the same batch; the form that training uses. Raises `PaletteError` for another rate."
