@@ -18,7 +18,7 @@ from ..effects.settings import Preset
 from ..enhance import render_settings_file
 from .encoder import PEAK_DB
 from .presets import AUTOMATIC
-from .refine import refine, style_features
+from .refine import match_level, refine, style_features
 from .system import LONGEST_S, PIECES, StyleTransfer, listen
 
 # %% ../../nbs/style_transfer/22_match.ipynb #find-system
@@ -67,6 +67,7 @@ def match(samples, sample_rate, reference=None, reference_rate=None, preset=AUTO
             other = _named("the reference", listen, reference, reference_rate or sample_rate)
             embedding, wanted, output_db = system.embed(other), style_features(other), peak_db(reference) - PEAK_DB
         normalised = system.controller(system.embed(heard), embedding)
+    normalised = match_level(system.effects, heard, wanted, normalised)
     if steps:
         normalised = refine(system.effects, heard, wanted, normalised, steps, progress=progress)
     settings = {name: value.item() for name, value in system.effects.physical(normalised[0].double()).items()}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BANDS', 'WIDE', 'FRAME', 'SHORT', 'QUANTILES', 'FEATURES', 'STEPS', 'RATE', 'style_features', 'style_distance',
-           'refine']
+           'match_level', 'refine']
 
 # %% ../../nbs/style_transfer/16_refine.ipynb #imports
 from functools import lru_cache
@@ -51,6 +51,19 @@ def style_distance(features, wanted):
     "How far styles `(batch, features)` of `style_features` are apart, in dB, `(batch,)`: mean differences of average spectrum, spreads and level, weighted and added."
     weights = torch.cat([torch.full((size,), weight / size) for weight, size in _PARTS]).to(features.device)
     return ((features - wanted).abs() * weights).sum(-1)
+
+# %% ../../nbs/style_transfer/16_refine.ipynb #level
+@torch.no_grad()
+def match_level(effects, x, wanted, normalised):
+    """Normalised settings `(batch, settings)` with the make-up gain at which `x` `(batch, 1, time)` at `ENCODER_RATE` comes out at the level of `wanted`, features `(batch, features)`.
+
+    Settings of an `Effect` that does not end with a make-up gain stay as they are.
+    """
+    last, settings = effects.parameters[-1], normalised.detach().float().clone()
+    if last.name.endswith("makeup_db"):
+        missing_db = wanted[:, -1] - style_features(effects.render(x, ENCODER_RATE, settings))[:, -1]
+        settings[:, -1] = last.normalised(last.physical(settings[:, -1]) + missing_db).clamp(0, 1)
+    return settings
 
 # %% ../../nbs/style_transfer/16_refine.ipynb #refine
 STEPS, RATE = 30, 0.15  # of descent

@@ -16,7 +16,7 @@ from ..audio import PaletteError, read_audio
 from ..losses import MultiResolutionSTFTLoss
 from ..metrics import PRODUCTION_MEASURES
 from .pairs import ENERGY, TESTED, draw_settings, produce
-from .refine import refine, style_features
+from .refine import match_level, refine, style_features
 from .rules import match_by_rules
 from .styles import STYLE_RANGES, draw_style
 from .system import listen
@@ -84,12 +84,14 @@ def by_rules(input, reference, sample_rate):
     "The rule-based baseline's output like `input` `(channels, time)` (see `rules.match_by_rules`)."
     return match_by_rules(input, reference, sample_rate).output
 
-def by_system(system, steps=0):
-    "A function of `input` and `reference` `(channels, time)` and their rate, to the output of a `StyleTransfer`, with `steps` of refinement (see `refine.refine`)."
+def by_system(system, level=True, steps=0):
+    "A function of `input` and `reference` `(channels, time)` and their rate, to the output of a `StyleTransfer`; with `level`, at the reference's (see `refine.match_level`), and after `steps` of refinement (see `refine.refine`)."
     def transfer(input, reference, sample_rate):
         heard = [listen(sound.numpy(), sample_rate) for sound in (input, reference)]
         with torch.no_grad():
             normalised = system.predict(*heard)
+        if level:
+            normalised = match_level(system.effects, heard[0], style_features(heard[1]), normalised)
         if steps:
             normalised = refine(system.effects, heard[0], style_features(heard[1]), normalised, steps)
         with torch.no_grad():
