@@ -61,7 +61,7 @@ SEMITONES, TEMPO = 2.0, 0.15  # at most, up or down; the tempo as a share
 
 @dataclass(frozen=True)
 class Change:
-    "A pitch `semitones` higher and `factor` times as long."
+    "A pitch `semitones` higher and `factor` times as long; called with `x` `(time,)` and its rate it gives `x` changed."
     semitones: float = 0.0
     factor: float = 1.0
 

@@ -85,7 +85,7 @@ def by_rules(input, reference, sample_rate):
     return match_by_rules(input, reference, sample_rate).output
 
 def by_system(system, level=True, steps=0):
-    "A function of `input` and `reference` `(channels, time)` and their rate, to the output of a `StyleTransfer`; with `level`, at the reference's (see `refine.match_level`), and after `steps` of refinement (see `refine.refine`)."
+    "A function of `input` and `reference` `(channels, time)` and their rate, to the output of a `StyleTransfer`; if `level`, at the RMS in dB of the reference (see `refine.match_level`), and after `steps` of refinement (see `refine.refine`)."
     def transfer(input, reference, sample_rate):
         heard = [listen(sound.numpy(), sample_rate) for sound in (input, reference)]
         with torch.no_grad():
