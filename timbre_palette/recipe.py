@@ -98,8 +98,8 @@ RECIPES = {  # by name
     "paper-v2": Recipe("ConditionalWaveUNet", {"version": "v2"}, **_PAPER),
     "style-music": Recipe("StyleTransfer", loss="production", steps=4000, batch=4, seconds=5.46, sample_rates=(24000,), optimiser="Adam", learning_rate=1e-3, clip=4.0,
                           ema=0.995, validate_every=200, validation_batches=12),
-    "style-speech": Recipe("StyleTransfer", loss="production", steps=2000, batch=4, seconds=5.46, sample_rates=(24000,), optimiser="Adam", learning_rate=1e-3, clip=4.0,
-                           ema=0.995, validate_every=200, validation_batches=12),
+    "style-speech": Recipe("StyleTransfer", {"presets": ["released", "telephone", "bright", "warm", "broadcast", "neutral"]}, start="style-music", loss="production", steps=1200, batch=4, seconds=5.46,
+                           sample_rates=(24000,), optimiser="Adam", learning_rate=5e-4, clip=4.0, ema=0.995, validate_every=100, validation_batches=12),
     "paper-v1": Recipe("ConditionalWaveUNet", {"version": "v1"}, **_PAPER),
 }
 
