@@ -564,6 +564,44 @@ def _run_name(options):
     from timbre_palette.recipe import RECIPES
     return options.recipe if options.recipe in RECIPES else Path(options.out).name
 
+def _palette_task():
+    "Models that render styles: what trains one, what scores it, and what shows the scores."
+    from timbre_palette.evaluation import YARDSTICKS, evaluate, summarise
+    from timbre_palette.training import train_palette
+
+    def score(model, name, tracks, progress):
+        "Against the exact palette."
+        return summarise(evaluate({**YARDSTICKS, name: model.render}, tracks, progress=progress, report=_report))
+    return train_palette, score, lambda rows: _table(rows, "text")
+
+def _style_task():
+    "Systems that set effects by example, in the same three functions."
+    from importlib.util import find_spec
+    from timbre_palette.evaluation import write_table
+    from timbre_palette.style_transfer.scores import COLUMNS, by_rules, by_system, score_pairs, summarise_scores, synthetic_pairs, untouched
+    from timbre_palette.style_transfer.training import train_style
+
+    def score(model, name, tracks, progress):
+        "On pairs with a known answer, beside doing nothing and the rules."
+        columns = COLUMNS if find_spec("pesq") else [column for column in COLUMNS if column != "PESQ"]  # it is compiled, and not everybody has it
+        methods = {"identity": untouched, "rules": by_rules, name: by_system(model)}
+        return summarise_scores(score_pairs(methods, audible(synthetic_pairs(tracks, model.effects)), columns, lambda done: progress(done, len(tracks))))
+
+    def audible(pairs):
+        "Those with something to hear on both sides."
+        for pair in pairs:
+            if min(sound.mean(0).abs().max() for sound in (pair.input, pair.reference)) > 1e-5:
+                yield pair
+            else:
+                _report(f"{pair.name}: is silent where it would be scored; left out")
+
+    def show(rows):
+        "Two digits behind the point."
+        return write_table([{name: f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value) for name, value in row.items()} for row in rows])
+    return train_style, score, show
+
+_TASKS = {"StyleTransfer": _style_task}  # by a recipe's model; every other one renders styles
+
 def run_train(options):
     """What `timbre-palette train` does: train, score where there is a test split, and write both into the card.
 
@@ -571,7 +609,6 @@ def run_train(options):
     """
     from tqdm import tqdm
     from timbre_palette.audio import PaletteError
-    from timbre_palette.evaluation import YARDSTICKS, evaluate, summarise
     from timbre_palette.recipe import find_recipe, write_recipe
     recipe = find_recipe(options.recipe, options.set)
     if options.show:
@@ -579,7 +616,8 @@ def run_train(options):
         return 0
     if not options.out:
         raise PaletteError("name a folder for the run with --out")
-    from timbre_palette.training import find_accelerator, train_palette
+    from timbre_palette.training import find_accelerator
+    train, score, show = _TASKS.get(recipe.model, _palette_task)()
     main = find_accelerator(options.device, recipe.precision).is_main_process
     try:
         with tqdm(total=recipe.steps, leave=False, disable=None if main else True, desc="training") as bar:
@@ -588,7 +626,7 @@ def run_train(options):
                 bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()}, refresh=False)
                 bar.n = step
                 bar.refresh()
-            model = train_palette(recipe, options.data, options.out, options.device, _report, progress, made_again_by="timbre-palette train card.json --data DATA --out RUN")
+            model = train(recipe, options.data, options.out, options.device, _report, progress, made_again_by="timbre-palette train card.json --data DATA --out RUN")
     except KeyboardInterrupt:
         if main:
             print("timbre-palette: stopped; the same command goes on from the last saved step", file=sys.stderr)
@@ -600,9 +638,9 @@ def run_train(options):
           f"{model.card['waiting_percent']} % of them waiting for segments")
     if test:
         with tqdm(leave=False, disable=None, desc="scoring") as bar:
-            rows = summarise(evaluate({**YARDSTICKS, _run_name(options): model.render}, test, progress=_count(bar), report=_report))
+            rows = score(model, _run_name(options), test, _count(bar))
         model.save_pretrained(best, metrics=rows)
-        _show(_table(rows, "text"))
+        _show(show(rows))
     return 0
 
 # %% ../nbs/44_cli.ipynb #run-learn
