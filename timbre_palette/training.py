@@ -388,6 +388,7 @@ class Task:
     untouched: nn.Module  # the model that does nothing
     write_examples: Callable  # (folder, model, batch)
     try_out: Callable  # (model, sample_rate): runs the model once, on next to nothing
+    finish: Callable | None = None  # (model, tracks): the best model with what is learned when all else is, from the tracks that it was trained on
 
 def _palette_segments(tracks, recipe, seed, share=(0, 1), report=None, validating=False):
     "Segments with styles, as a recipe wants them."
@@ -469,7 +470,8 @@ def train_model(task, recipe, data, folder, device="auto", report=None, progress
     """Train for a `Task` by a `Recipe` on the songs of `data`, a place or a list of them (see `songs.find_tracks`); the trained model, best by validation, from `folder/best`.
 
     A run that was stopped is continued when it is called again. `report(message)` tells of files and steps
-    left out, `progress(step, figures)` of steps; `card` is added to the model's card. Behind
+    left out, `progress(step, figures)` of steps; `card` is added to the model's card. A run that was over when it is called again trains no further, only its
+    end, the same for the same weights, is done again. Behind
     `accelerate launch`, every process calls it, with a folder that all of them see. Raises `PaletteError` for songs that cannot be
     read, a folder that holds another run, or as `fit` does.
     """
@@ -520,6 +522,9 @@ def train_model(task, recipe, data, folder, device="auto", report=None, progress
                 described["polished"] = _polish(recipe, best, objective, task.segments(splits["train"], recipe, recipe.seed), validation, progress)
         elif recipe.polish:
             described["polished"] = best.card["polished"]
+        if task.finish:
+            with enough_memory(too_large):
+                best = task.finish(best, splits["train"])
         best.save_pretrained(folder / "best", **described, minutes=round(reached["seconds"] / 60, 1), seconds_per_step=round(reached["seconds"] / recipe.steps, 4),
                              waiting_percent=round(100 * reached["waited"] / max(reached["seconds"], 1e-9), 2), skipped_steps=reached["skipped"], curve=reached["curve"])
     accelerator.wait_for_everyone()

@@ -32,6 +32,7 @@ def listen(samples, sample_rate):
     mono = samples.mean(0, keepdims=True)
     if not mono.size or np.abs(mono).max() < 1e-6:
         raise PaletteError("there is nothing to hear in it: it is silence, or its channels cancel each other")
+    mono = np.pad(mono, ((0, 0), (0, max(0, -(-int(sample_rate) // ENCODER_RATE) - mono.shape[1]))))  # as long as one sample of what is heard
     heard = mono if sample_rate == ENCODER_RATE else resample(mono, sample_rate, ENCODER_RATE)
     return at_peak(torch.tensor(np.ascontiguousarray(heard))[None])
 

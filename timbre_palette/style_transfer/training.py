@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from ..audio import write_audio
-from ..effects.chains import chain
+from ..effects.chains import PRODUCTION, chain
 from .pairs import TESTED, TRAINED, StyleSegments
+from .presets import learn_presets
 from ..training import Task, train_model
 
 # %% ../../nbs/style_transfer/12_training.ipynb #objective
@@ -61,7 +62,11 @@ def _transfer_once(model, sample_rate):
     "Four moments of silence."
     model.transfer(torch.zeros(4, 1, 4096), sample_rate, torch.arange(4))
 
-STYLE = Task(_segments, StyleObjective, Unchanged(), write_transfers, _transfer_once)  # of systems that set effects by example
+def _with_presets(model, tracks):
+    "The system with its presets, where it has the effects that they set."
+    return learn_presets(model, tracks) if set(PRODUCTION) <= set(model.arguments["effects"]) else model
+
+STYLE = Task(_segments, StyleObjective, Unchanged(), write_transfers, _transfer_once, _with_presets)  # of systems that set effects by example
 
 def train_style(recipe, data, folder, device="auto", report=None, progress=None, **card):
     "Train a system by a `Recipe` such as `style-music`; arguments and errors as of `training.train_model`."
