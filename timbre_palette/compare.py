@@ -81,14 +81,15 @@ KNOBS = ("gain_db", "threshold_db", "ratio", "makeup_db")  # endings of the sett
 
 def knob_name(setting):
     "What is written beside the slider of a setting: `equaliser_low_shelf_gain_db` is the low shelf."
-    return re.sub("^(equaliser|compressor)_|(_gain)?(_db)?$", "", setting).replace("_", " ")
+    name = setting.removeprefix("compressor_").removesuffix("_db")
+    return (name.removeprefix("equaliser_").removesuffix("_gain") if name.startswith("equaliser_") else name).replace("_", " ")
 
 def settings_table(preset):
     "A `Preset` as tables in HTML, one an effect."
     parts = []
     for effect, rows in settings_rows(preset).items():
         lines = [list(rows[0]), *(row.values() for row in rows)] if rows else [["does nothing"]]
-        cells = ["".join(f'<{tag} style="text-align: left; padding: 1px 10px 1px 0">{html.escape(text)}</{tag}>' for text in line) for tag, line in zip(["th", *["td"] * len(rows)], lines)]
+        cells = ["".join(f'<{tag} style="text-align: left; white-space: nowrap; padding: 1px 10px 1px 0">{html.escape(text)}</{tag}>' for text in line) for tag, line in zip(["th", *["td"] * len(rows)], lines)]
         parts.append(f"<table><caption style='text-align: left'><b>{html.escape(effect.replace('_', ' '))}</b></caption>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>")
     return f'<div style="line-height: 1.4; overflow-x: auto">{"".join(parts)}</div>'
 
