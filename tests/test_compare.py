@@ -13,7 +13,7 @@ from browsers import chromium, jupyter, new_page, page_samples, write_notebook
 
 from timbre_palette.audio import PaletteError, db_to_gain, write_audio
 from timbre_palette.colours import check_name, find_colour
-from timbre_palette.compare import MOST_STEPS, compare, read_sound
+from timbre_palette.compare import MOST_STEPS, compare, read_sound, settings_words
 from timbre_palette.effects.chains import chain
 from timbre_palette.effects.settings import load_settings
 from timbre_palette.enhance import render_settings_file
@@ -24,7 +24,7 @@ from timbre_palette.style_transfer.presets import learn_presets
 from timbre_palette.style_transfer.system import StyleTransfer
 from timbre_palette.synth import demo_clip
 
-CLIP = demo_clip()[:, :3 * 44100]
+CLIP = demo_clip()[:, :2 * 44100]
 SHELF = "equaliser_high_shelf_gain_db"
 
 
@@ -191,7 +191,7 @@ def test_what_goes_wrong_is_one_line_and_all_stays(comparison, songs, monkeypatc
 def test_what_cannot_be_compared(songs, system):
     for wrong in (dict(input=songs / "none.wav"), dict(reference="vintage"), dict(reference=songs / "silence.wav"), dict(input=songs / "bad.wav"), dict(model="nothing")):
         with pytest.raises(PaletteError) as error:
-            compare(**{"model": system, **wrong})
+            compare(**{"input": songs / "song.wav", "model": system, **wrong})
         assert "\n" not in str(error.value)
     with pytest.raises(PaletteError, match="give a reference"):
         compare(songs / "song.wav", model=StyleTransfer(hidden=8, encoder_arguments={"width": 8, "dimensions": 16}).eval())
@@ -230,9 +230,10 @@ def test_it_works_in_jupyterlab(songs, system, tmp_path):
         page.locator(".widget-hslider", has_text="high shelf").locator(".noUi-handle").focus()
         page.keyboard.press("PageUp")
         page.wait_for_function(f"{player}.sounds.get('result').id > {count}")
-        page.wait_for_selector("img[alt*='static curve']")
         page.set_input_files(".tp-upload >> nth=1 >> input", songs / "record.wav")
         page.wait_for_function(f"{player}.sounds.get('reference')?.buffer.sampleRate === 22050")
+        words = settings_words(match(clip, 44100, read_sound(songs / "record.wav").heard, 22050, model=system))
+        page.wait_for_selector(f"img[alt$='{words}']")
         page.wait_for_selector("img[alt*='reference, bass']")
         page.click("button:has-text('Save as WAV')")
         page.wait_for_selector("code:has-text('timbre-palette match')")

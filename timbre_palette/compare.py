@@ -264,8 +264,8 @@ class Comparison(Panel):
             self.rendered = self.rendered if sound is self.sound else None
             self.sound, self.reference, self.found = sound, reference, found
             self._settle(steps)
-            self._play()
             self._hear(found)
+            self._play()
         for typed in self.paths:
             typed.value = ""
         self.say("; ".join(note for one in (sound, reference) if isinstance(one, Sound) for note in one.excerpt.warnings))
