@@ -258,7 +258,7 @@ def test_neither_version_passes_full_scale_and_both_are_alike(tmp_path):
         dry = read_excerpt(tmp_path / "x.wav")
         wet = render_blend(dry, snap_style(rng.dirichlet(np.ones(3))))
         for equal in (True, False):
-            gains = playing_gains_db(dry, wet, equal)
+            gains = playing_gains_db(dry, wet, equal=equal)
             for version, gain_db in zip((dry, wet), gains):
                 assert abs(version.samples).max() * db_to_gain(gain_db) <= 1 + 1e-6
             apart = loudness_reference(dry.samples * db_to_gain(gains[0]), 44100) - loudness_reference(wet.samples * db_to_gain(gains[1]), 44100)

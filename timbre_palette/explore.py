@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EXCERPT_S', 'ROOM_DB', 'PAD_JS', 'PAD_CSS', 'SPECTRUM_JS', 'SPECTRUM_CSS', 'UPLOAD_JS', 'UPLOAD_CSS', 'VERSIONS',
-           'KEPT', 'snap_style', 'share_rest', 'Excerpt', 'read_excerpt', 'Outdated', 'Rendered', 'render_blend',
-           'playing_gains_db', 'spectra_of', 'compare_spectra', 'saving_command', 'save_blend', 'Newest', 'PalettePad',
-           'SpectrumView', 'Upload', 'Explorer', 'explore']
+           'KEPT', 'snap_style', 'share_rest', 'Excerpt', 'read_excerpt', 'Outdated', 'Rendered', 'render_excerpt',
+           'render_blend', 'playing_gains_db', 'spectra_of', 'compare_spectra', 'lay_beside', 'saving_command',
+           'save_blend', 'Newest', 'PalettePad', 'SpectrumView', 'Upload', 'Panel', 'Explorer', 'explore']
 
 # %% ../nbs/36_explore.ipynb #imports
 import filecmp
@@ -99,46 +99,52 @@ def read_excerpt(path, start_s=0.0, seconds=EXCERPT_S):
         samples = np.ascontiguousarray(np.concatenate(kept, 1))
         return Excerpt(Path(path), samples, rate, first / rate, got / rate, _loudness(samples, rate), peak_db(samples), source.warnings)
 
-# %% ../nbs/36_explore.ipynb #render
+# %% ../nbs/36_explore.ipynb #render-excerpt
 class Outdated(Exception):
     "Nobody waits for this any more."
 
 @dataclass(frozen=True, eq=False)
 class Rendered:
-    "A blend of an excerpt: `samples` `(channels, frames)` float32 as the model gives them, their loudness and sample peak."
+    "What was made of an excerpt: `samples` `(channels, frames)` float32 as the stages give them, their loudness and sample peak."
     samples: np.ndarray
     lufs: float
     peak_db: float
 
-def render_blend(excerpt, style, amount=1.0, model="graybox", outdated=lambda: False, block=BLOCK):
-    """An `Excerpt` in a style, as `enhance` renders it, a `Rendered`; `block` frames at a time.
+def render_excerpt(excerpt, stages, outdated=lambda: False, block=BLOCK):
+    """An `Excerpt` through `stages`, a function of the rate in Hz as of `enhance.render_file`: a `Rendered`; `block` frames at a time.
 
-    Raises `Outdated` as soon as `outdated()` is true, `PaletteError` as `enhance`.
+    Raises `Outdated` as soon as `outdated()` is true.
     """
-    model, weights, _ = resolve(style, model)
-    stages, meter = find_stages(model)(excerpt.sample_rate, weights, amount), LoudnessMeter(excerpt.sample_rate)
-
     def ask(*_):
         "Go on, or not."
         if outdated():
             raise Outdated
 
     ask()
-    x = torch.from_numpy(excerpt.samples)
-    with render_long(stages, x.split(block, 1), excerpt.sample_rate, len(x), in_memory=0, meters=(meter,), progress=ask) as spool:
+    x, meter = torch.from_numpy(excerpt.samples), LoudnessMeter(excerpt.sample_rate)
+    with render_long(stages(excerpt.sample_rate), x.split(block, 1), excerpt.sample_rate, len(x), in_memory=0, meters=(meter,), progress=ask) as spool:
         samples = spool.whole().numpy()
         return Rendered(samples, meter.read(gain_to_db(spool.gain)), peak_db(samples))
+
+# %% ../nbs/36_explore.ipynb #render
+def render_blend(excerpt, style, amount=1.0, model="graybox", outdated=lambda: False, block=BLOCK):
+    """An `Excerpt` in a style, as `enhance` renders it, a `Rendered`; `block` frames at a time.
+
+    Raises `Outdated` as soon as `outdated()` is true, `PaletteError` as `enhance`.
+    """
+    model, weights, _ = resolve(style, model)
+    return render_excerpt(excerpt, lambda sample_rate: find_stages(model)(sample_rate, weights, amount), outdated, block)
 
 # %% ../nbs/36_explore.ipynb #gains
 ROOM_DB = 3.0
 
-def playing_gains_db(dry, wet, equal=True):
-    "Gains in dB for an `Excerpt` and what was `Rendered` of it: at `equal` loudness, or both alike; neither passes full scale."
-    if not equal or not np.isfinite([dry.lufs, wet.lufs]).all():
-        both = -max(0.0, dry.peak_db, wet.peak_db)
-        return both, both
-    level = min(dry.lufs + min(0.0, -ROOM_DB - dry.peak_db), wet.lufs - wet.peak_db)
-    return level - dry.lufs, level - wet.lufs
+def playing_gains_db(dry, *others, equal=True):
+    "Gains in dB for an `Excerpt` and for `others`, what was `Rendered` of it or excerpts too: at `equal` loudness, or all alike; none passes full scale."
+    sounds = dry, *others
+    if not equal or not np.isfinite([sound.lufs for sound in sounds]).all():
+        return (-max(0.0, *(sound.peak_db for sound in sounds)),) * len(sounds)
+    level = min([dry.lufs + min(0.0, -ROOM_DB - dry.peak_db), *(other.lufs - other.peak_db for other in others)])
+    return tuple(level - sound.lufs for sound in sounds)
 
 # %% ../nbs/36_explore.ipynb #spectra
 def spectra_of(samples, sample_rate):
@@ -151,11 +157,7 @@ def compare_spectra(dry, wet, gains_db=(0.0, 0.0)):
     bands = {name: [round(spectra[2][name] + gain_db, 2) for spectra, gain_db in zip((dry, wet), gains_db)] for name in dry[2]}
     return {"hz": dry[0].round(1).tolist(), "levels": levels, "bands": bands}
 
-# %% ../nbs/36_explore.ipynb #save-blend
-def saving_command(source, destination, style, amount=1.0, model="graybox"):
-    "The command that makes `destination` of `source`."
-    return shlex.join(["timbre-palette", "enhance", str(source), "-o", str(destination), "--style", style, "--amount", f"{amount:g}", "--model", str(model)])
-
+# %% ../nbs/36_explore.ipynb #lay-beside
 def _same_sound(one, other):
     "Whether two audio files hold the same; their bytes may differ by the time at which they were written."
     if filecmp.cmp(one, other, shallow=False):
@@ -166,15 +168,24 @@ def _same_sound(one, other):
         return False
     return (one.sample_rate, one.subtype) == (other.sample_rate, other.subtype) and np.array_equal(one.samples, other.samples)
 
-def _lay_beside(path, folder):
-    "A copy of the file `path` in `folder`, under a name that is free or the same sound's."
-    for number in range(1, 1000):
-        copy = folder / (path.name if number == 1 else f"{path.stem}-{number}{path.suffix}")
-        if not copy.exists():
-            shutil.copyfile(path, copy)
-        if _same_sound(path, copy):
-            return copy
+def lay_beside(path, folder):
+    "A copy of the file `path` in `folder`, which must exist, under a name that is free or the same sound's; its path. Raises `PaletteError` where the folder cannot be written to."
+    path, folder = Path(path), Path(folder)
+    try:
+        for number in range(1, 1000):
+            copy = folder / (path.name if number == 1 else f"{path.stem}-{number}{path.suffix}")
+            if not copy.exists():
+                shutil.copyfile(path, copy)
+            if _same_sound(path, copy):
+                return copy
+    except OSError as error:
+        raise PaletteError(f"{folder}: cannot be written to ({error.strerror}); choose another folder") from None
     raise PaletteError(f"{folder}: holds a thousand files called {path.name}; choose another folder")
+
+# %% ../nbs/36_explore.ipynb #save-blend
+def saving_command(source, destination, style, amount=1.0, model="graybox"):
+    "The command that makes `destination` of `source`."
+    return shlex.join(["timbre-palette", "enhance", str(source), "-o", str(destination), "--style", style, "--amount", f"{amount:g}", "--model", str(model)])
 
 def save_blend(source, folder, style, amount=1.0, model="graybox", copied=False, progress=None):
     """The whole of the file `source` in a style as a WAV in `folder`, which must exist: its path, and the command that makes it again, two values.
@@ -184,10 +195,7 @@ def save_blend(source, folder, style, amount=1.0, model="graybox", copied=False,
     """
     folder, source = Path(folder), Path(source)
     check_settings(style, amount, model)
-    try:
-        source = _lay_beside(source, folder) if copied else source
-    except OSError as error:
-        raise PaletteError(f"{folder}: cannot be written to ({error.strerror}); choose another folder") from None
+    source = lay_beside(source, folder) if copied else source
     destination = folder / f"{source.stem}-{style}-{round(100 * amount)}-{Path(model).name}.wav"
     enhance_file(source, destination, style, amount, model, progress=progress)
     return destination, saving_command(source, destination, style, amount, model)
@@ -560,20 +568,52 @@ class Upload(anywidget.AnyWidget):
             for called in self._called:
                 called(path)
 
+# %% ../nbs/36_explore.ipynb #panel
+class Panel(ipywidgets.VBox):
+    """Widgets whose work is done by threads (`Newest`), all of them named in `_parts`. `say(text)` shows a line in `status`, `rest()` waits until all is done, `close()` ends it.
+
+    `_temporary` is a folder that goes with it.
+    """
+    _parts = ()  # nothing yet, should the settings be refused
+
+    def __init__(self, **settings):
+        self._temporary = tempfile.TemporaryDirectory(prefix="timbre_palette_")
+        self.status = ipywidgets.HTML(layout={"flex": "1 1 280px", "min_width": "0", "width": "auto"})
+        super().__init__(**settings)
+
+    def say(self, text, markup=False):
+        "Show a line of text, or with `markup` of HTML."
+        self.status.value = f'<div style="line-height: 1.6; overflow-wrap: anywhere">{text if markup else html.escape(text)}</div>' if text else ""
+
+    def _is_copied(self, path):
+        "Whether a file is one of those that go with the widget."
+        return Path(self._temporary.name) in Path(path).parents
+
+    def _failed(self, error):
+        "One line for what went wrong; everything stays as it was."
+        self.say(f"{type(error).__name__}: {error}" if not isinstance(error, PaletteError) else str(error).replace(f"{self._temporary.name}/", ""))
+
+    def rest(self, timeout_s=60.0):
+        "Wait until all that was asked for is done; false if it takes longer."
+        return all(part.rest(timeout_s) for part in self._parts if isinstance(part, Newest))
+
+    def close(self):
+        for part in self._parts:
+            part.close()
+        super().close()
+
 # %% ../nbs/36_explore.ipynb #explorer
 VERSIONS = ("as it was", "blend")  # the player's, for the keys 1 and 2
 KEPT = 8  # blends
 
-class Explorer(ipywidgets.VBox):
+class Explorer(Panel):
     "The widget that `explore` returns: `blend` says where it stands, `excerpt` and `rendered` what is played; the widgets are attributes too. Raises `PaletteError` as `explore`."
-    _parts = ()  # what `close` closes; nothing yet, should the settings be refused
-
     def __init__(self, clip=None, sample_rate=None, model="graybox", style="s33_a33_m33", amount=1.0, folder="."):
         _, weights, axes = check_settings(style, amount, model)
         if len(axes) != len(STYLES):
             raise PaletteError(f"the explorer blends the three styles; {model} has {len(axes)}: {', '.join(axes)}")
         self.folder, self.blend_style, self.excerpt, self.rendered, self._quiet = Path(folder), style_name(weights), None, None, False
-        self._temporary = tempfile.TemporaryDirectory(prefix="timbre_palette_")
+        super().__init__(layout={"width": "100%", "max_width": "860px", "overflow": "visible"})
         self._kept, self._spent, self._serial, self._stamp, self._lock, self._dry_spectra = OrderedDict(), {}, 0, None, threading.RLock(), None
         self._make_widgets(model, weights, amount)
         self._renderer = Newest(self._render, self._failed)
@@ -609,12 +649,11 @@ class Explorer(ipywidgets.VBox):
         self.preset = ipywidgets.Dropdown(options=[("of your own", ""), *((f"{name}: {text}", name) for name, text in PRESETS.items())], description="preset", layout=wide, style=words)
         self.equal = ipywidgets.Checkbox(value=True, description="compare at equal loudness", layout=wide, style=words)
         self.save = ipywidgets.Button(description="Save as WAV", icon="download", button_style="primary", layout={"width": "130px"})
-        self.status = ipywidgets.HTML(layout={"flex": "1 1 280px", "min_width": "0", "width": "auto"})
         row = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
         settings = ipywidgets.VBox([*self.sliders, self.amount, self.preset, self.model, self.start, self.equal], layout={"flex": "1 1 300px", "min_width": "0", "width": "auto"})
         triangle = ipywidgets.Box([self.pad], layout={"flex": "1 1 280px", "max_width": "350px", "justify_content": "center", "overflow": "visible"})
-        super().__init__([ipywidgets.HBox([self.clip, self.upload], layout=row), ipywidgets.HBox([triangle, settings], layout=row), self.player, self.spectrum,
-                          ipywidgets.HBox([self.save, self.status], layout=row | {"align_items": "flex-start"})], layout={"width": "100%", "max_width": "860px", "overflow": "visible"})
+        self.children = [ipywidgets.HBox([self.clip, self.upload], layout=row), ipywidgets.HBox([triangle, settings], layout=row), self.player, self.spectrum,
+                         ipywidgets.HBox([self.save, self.status], layout=row | {"align_items": "flex-start"})]
         self.add_class("tp-keys")
         self.add_class("tp-explorer")
 
@@ -710,7 +749,7 @@ class Explorer(ipywidgets.VBox):
             excerpt, rendered = self.excerpt, self.rendered
             if rendered is None:
                 return
-            gains = playing_gains_db(excerpt, rendered, self.equal.value)
+            gains = playing_gains_db(excerpt, rendered, equal=self.equal.value)
             if new:
                 self.player.load(VERSIONS[1], rendered.samples, excerpt.sample_rate, gains[1], stamp, compact=True)
             else:
@@ -730,7 +769,7 @@ class Explorer(ipywidgets.VBox):
     def _read(self, wish, outdated):
         "Open a file, or another part of one."
         path, start_s = wish
-        patience = threading.Timer(0.25, self._say, [f"reading {Path(path).name} …"])
+        patience = threading.Timer(0.25, self.say, [f"reading {Path(path).name} …"])
         patience.start()
         try:
             excerpt = read_excerpt(path, start_s)
@@ -770,55 +809,41 @@ class Explorer(ipywidgets.VBox):
                 self.start.layout.display = None if spare >= 1 else "none"
         finally:
             self._quiet = False
-        self._say("; ".join(excerpt.warnings))
+        self.say("; ".join(excerpt.warnings))
 
     def _begin_saving(self):
         "Save what stands now."
         self.save.disabled = True
-        self._say("saving …")
+        self.say("saving …")
         self._saver.wish((self.excerpt.path, *self.blend))
 
     def _save(self, wish, outdated):
         "Write the file, and say where it is."
         path, style, amount, model = wish
         try:
-            saved, command = save_blend(path, self.folder, style, amount, model, copied=Path(self._temporary.name) in path.parents)
+            saved, command = save_blend(path, self.folder, style, amount, model, copied=self._is_copied(path))
         finally:
             self.save.disabled = False
-        self._say(f"Saved <b>{html.escape(str(saved))}</b>. The command that makes it again:<br><code>{html.escape(command)}</code>", markup=True)
+        self.say(f"Saved <b>{html.escape(str(saved))}</b>. The command that makes it again:<br><code>{html.escape(command)}</code>", markup=True)
 
     # what is said
-
-    def _say(self, text, markup=False):
-        "A line below."
-        self.status.value = f'<div style="line-height: 1.6; overflow-wrap: anywhere">{text if markup else html.escape(text)}</div>' if text else ""
 
     def _say_working(self, model):
         "A slow model works; the last blend plays on."
         self.pad.busy = True
-        self._say(f"{model_label(model)} is rendering …")
+        self.say(f"{model_label(model)} is rendering …")
 
     def _say_done(self):
         "It has ended."
         if self.pad.busy:
             self.pad.busy = False
-            self._say("")
+            self.say("")
 
     def _failed(self, error):
         "One line for what went wrong; everything stays as it was."
         self.pad.busy = False
         self.pad.answer(self._serial)
-        self._say(f"{type(error).__name__}: {error}" if not isinstance(error, PaletteError) else str(error).replace(f"{self._temporary.name}/", ""))
-
-    def rest(self, timeout_s=60.0):
-        "Wait until all that was asked for is done; false if it takes longer."
-        return all(thread.rest(timeout_s) for thread in self._parts[:4])
-
-    def close(self):
-        "End it: threads, widgets and what was uploaded."
-        for part in self._parts:
-            part.close()
-        super().close()
+        super()._failed(error)
 
 # %% ../nbs/36_explore.ipynb #explore
 def explore(clip=None, sample_rate=None, model="graybox", style="s33_a33_m33", amount=1.0, folder="."):
