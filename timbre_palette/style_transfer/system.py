@@ -66,8 +66,8 @@ class StyleTransfer(Pretrained):
         self.arguments = {"effects": list(effects), "encoder": encoder, "encoder_arguments": dict(encoder_arguments or {}), "hidden": hidden, "presets": list(presets)}
         self.effects = chain(*effects, name="production")
         self.encoder = find_encoder(encoder, **(encoder_arguments or {}))
-        self.register_buffer("preset_embeddings", torch.zeros(len(presets), self.encoder.dimensions))
-        self.register_buffer("preset_features", torch.zeros(len(presets), FEATURES))
+        for name, size in (("preset_embeddings", self.encoder.dimensions), ("preset_features", FEATURES)) if presets else ():
+            self.register_buffer(name, torch.zeros(len(presets), size))
         self.controller = Controller(self.encoder.dimensions, hidden, self.effects.normalised().float())
 
     def embed(self, x):
