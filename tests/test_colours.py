@@ -14,14 +14,14 @@ from timbre_palette.audio import PaletteError, read_audio, write_audio
 from timbre_palette.blend import parse_style, style_name
 from timbre_palette.checkpoint import Pretrained
 from timbre_palette.cli import main
-from timbre_palette.colours import (RECIPE, ColourBox, ColourPalette, Curve, Dynamics, LongFilter, Pairs, PairSegments, Sections, at_peak, check_name, choose_learner,
+from timbre_palette.colours import (RECIPE, ColourBox, ColourPalette, Curve, Dynamics, LongFilter, Pairs, PairSegments, Sections, check_name, choose_learner,
                                     describe_palette, error_ratio, find_colour, find_delay, find_palette, known_palettes, learn_colour, learn_palette, palette_table,
                                     palettes_folder, solve_filter)
 from timbre_palette.data import excerpt
 from timbre_palette.effects.chains import production
 from timbre_palette.effects.settings import Preset, load_settings, save_settings
 from timbre_palette.graybox import GrayBox
-from timbre_palette.loudness import integrated_loudness
+from timbre_palette.loudness import at_peak, integrated_loudness
 from timbre_palette.songs import find_tracks
 from timbre_palette.synth import demo_clip
 
@@ -263,7 +263,7 @@ def test_a_long_filter_by_least_squares_is_the_room():
 
 def test_what_recordings_teach(tmp_path):
     "An amplifier that was late and uneven; then the run again, which has nothing left to do, and another, which is refused."
-    dry = at_peak(torch.tensor(demo_clip()[None, :1, :5 * RATE]))[0, 0].numpy()
+    dry = at_peak(torch.tensor(demo_clip()[None, :1, :5 * RATE]), -6.0)[0, 0].numpy()
     a_pair(tmp_path / "amp", "riff", dry, np.roll(np.tanh(4 * dry + 0.2) - np.tanh(0.2), 300))
     told, steps = [], []
     recipe = replace(TOY, steps=150)
@@ -444,7 +444,7 @@ def score(model, colour, songs):
     "Mean error ratio of a model, and of doing nothing, over the first 10 s of songs at a peak of -6 dBFS."
     ratios = []
     for song in songs:
-        x = at_peak(excerpt(song))
+        x = at_peak(excerpt(song), -6.0)
         target = colour(x, song.sample_rate)
         with torch.no_grad():
             ratios.append([error_ratio(y, target).item() for y in (model(x, song.sample_rate), x)])

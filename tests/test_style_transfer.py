@@ -21,17 +21,18 @@ from timbre_palette.effects.equaliser import band_settings, eq_sections
 from timbre_palette.effects.settings import Preset, load_settings, save_settings
 from timbre_palette.filters import frequency_response
 from timbre_palette.losses import LOSSES
+from timbre_palette.loudness import at_peak
 from timbre_palette.recipe import RECIPES, find_recipe
 from timbre_palette.songs import find_tracks
 from timbre_palette.style_transfer import training
-from timbre_palette.style_transfer.encoder import ENCODER_RATE, WINDOW, PaperEncoder, SmallEncoder, at_peak, erb_bands
+from timbre_palette.style_transfer.encoder import ENCODER_RATE, PEAK_DB, WINDOW, PaperEncoder, SmallEncoder, erb_bands
 from timbre_palette.style_transfer.match import SYSTEMS, match, match_file
 from timbre_palette.style_transfer.pairs import TESTED, TRAINED, Change, Draw, StyleSegments, draw_change, draw_settings, pair_up, stretch
 from timbre_palette.style_transfer.presets import AUTOMATIC, learn_presets
 from timbre_palette.style_transfer.refine import FEATURES, refine, style_distance, style_features
 from timbre_palette.style_transfer.scores import by_rules, by_system, realistic_pairs, score_pairs, summarise_scores, synthetic_pairs, untouched
 from timbre_palette.style_transfer.styles import STYLE_RANGES, draw_style
-from timbre_palette.style_transfer.system import LONGEST_S, StyleTransfer, listen
+from timbre_palette.style_transfer.system import LONGEST_S, StyleTransfer, heard_excerpt
 from timbre_palette.style_transfer.training import StyleObjective, train_style
 from timbre_palette.synth import demo_clip
 
@@ -54,7 +55,7 @@ def pitch_of(x, rate=ENCODER_RATE):
 @pytest.fixture(scope="module")
 def clip():
     "Four seconds as the encoder hears them."
-    return at_peak(torch.tensor(demo_clip(ENCODER_RATE))[None, :1, :4 * ENCODER_RATE])
+    return at_peak(torch.tensor(demo_clip(ENCODER_RATE))[None, :1, :4 * ENCODER_RATE], PEAK_DB)
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +120,11 @@ def test_levels_do_not_matter(system, clip):
 
 def test_of_a_long_recording_half_a_minute_is_heard():
     samples = np.random.default_rng(0).standard_normal((2, 8000 * 40)).astype(np.float32)
-    assert abs(listen(samples, 8000).shape[-1] - LONGEST_S * ENCODER_RATE) <= 3 * 3
-    assert math.isclose(listen(samples, 8000).abs().max().item(), db_to_gain(-12.0), rel_tol=1e-4)
+    assert abs(heard_excerpt(samples, 8000).shape[-1] - LONGEST_S * ENCODER_RATE) <= 3 * 3
+    assert math.isclose(heard_excerpt(samples, 8000).abs().max().item(), db_to_gain(-12.0), rel_tol=1e-4)
     for nothing in (np.zeros((2, 100), np.float32), np.zeros((1, 0), np.float32), np.stack([samples[0], -samples[0]])):
         with pytest.raises(PaletteError, match="nothing to hear"):
-            listen(nothing, 8000)
+            heard_excerpt(nothing, 8000)
 
 
 # --- what is learned from
@@ -340,7 +341,7 @@ def test_a_preset_is_the_mean_of_its_style(system, tracks):
     again = learn_presets(system, tracks, count=4)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in system.state_dict().items())  # the same for the same
     assert system.preset_features.shape == (len(EVERY_PRESET), FEATURES) and torch.allclose(system.preset_embeddings.norm(dim=1), torch.ones(len(EVERY_PRESET)), atol=1e-5)
-    segments = at_peak(StyleSegments(tracks, system.effects, 4, sample_rate=ENCODER_RATE, augment=False, seed=0).segments(0))
+    segments = at_peak(StyleSegments(tracks, system.effects, 4, sample_rate=ENCODER_RATE, augment=False, seed=0).segments(0), PEAK_DB)
     assert torch.allclose(system.find_preset(AUTOMATIC)[1][0], style_features(segments).mean(0), atol=1e-3)
 
 
@@ -415,7 +416,7 @@ def test_the_methods_on_pairs_with_an_answer(tracks, system):
 
 def test_refined_scores_are_of_the_same_question(tracks, system):
     pair, = synthetic_pairs(tracks[:1], system.effects, 3.0)
-    heard = [listen(sound.numpy(), pair.sample_rate) for sound in (pair.input, pair.reference)]
+    heard = [heard_excerpt(sound.numpy(), pair.sample_rate) for sound in (pair.input, pair.reference)]
     distances = []
     for steps in (0, 20):
         output = by_system(system, steps=steps)(pair.input, pair.reference, pair.sample_rate)

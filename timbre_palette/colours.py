@@ -6,8 +6,8 @@
 __all__ = ['LONGEST_DELAY_S', 'KINDS', 'PEAK_DB', 'RUN_IN_S', 'RECIPE', 'BOXES', 'LEARNERS', 'TRIAL_STEPS', 'CLEARLY', 'ALIKE',
            'AHEAD', 'ROOM_S', 'SONGS_FOR_ROOM', 'SONG_S', 'VALIDATION_S', 'NAME', 'Colour', 'find_delay', 'Pairs',
            'find_colour', 'Sections', 'Curve', 'Dynamics', 'Gain', 'ColourBox', 'solve_filter', 'LongFilter',
-           'error_ratio', 'ColourBatch', 'at_peak', 'ColourSegments', 'PairSegments', 'ColourObjective',
-           'choose_learner', 'learn_colour', 'Aside', 'ColourPalette', 'palettes_folder', 'check_name', 'learn_palette',
+           'error_ratio', 'ColourBatch', 'ColourSegments', 'PairSegments', 'ColourObjective', 'choose_learner',
+           'learn_colour', 'Aside', 'ColourPalette', 'palettes_folder', 'check_name', 'learn_palette',
            'describe_palette', 'palette_table', 'style_axes', 'known_palettes', 'find_palette']
 
 # %% ../nbs/30_colours.ipynb #imports
@@ -42,6 +42,7 @@ from .effects.settings import load_settings
 from .filters import USABLE, Convolver, impulse_response, per_item
 from .graybox import RING_S, apply_response, prototype_axis
 from .losses import LOSSES
+from .loudness import at_peak
 from .recipe import OPTIMISERS, Recipe
 from .songs import SUFFIXES, describe_tracks
 from .training import VALIDATION_SEED, find_accelerator, fit, hardware
@@ -455,11 +456,6 @@ class ColourBatch(NamedTuple):
     target: torch.Tensor
     run_in: int = 0
 
-def at_peak(x):
-    "`x` `(batch, channels, time)` with every item's peak at −6 dBFS; silence stays silence."
-    peak = x.abs().amax((1, 2), keepdim=True)
-    return x * torch.where(peak > 0, db_to_gain(PEAK_DB) / peak.clamp(min=1e-9), 1.0)
-
 class ColourSegments:
     "Random batches of songs and what a `Colour` makes of them: `[step]` is the `ColourBatch` of a step; arguments as for `data.Segments`."
     def __init__(self, colour, tracks, **drawing):
@@ -467,7 +463,7 @@ class ColourSegments:
 
     def __getitem__(self, step):
         x, sample_rate = self.segments[step][:2]
-        x = at_peak(x)
+        x = at_peak(x, PEAK_DB)
         return ColourBatch(x, sample_rate, self.colour(x, sample_rate))
 
 class PairSegments:
@@ -554,7 +550,7 @@ class _Material:
             return
         drawn = Segments(self.train, size=1, seconds=SONG_S, sample_rates=(self.rate,), seed=self.recipe.seed, report=self.report)
         for step in range(songs):
-            dry = nn.functional.pad(at_peak(drawn[step].x), (0, taps))
+            dry = nn.functional.pad(at_peak(drawn[step].x, PEAK_DB), (0, taps))
             yield dry[0, 0].numpy(), self.colour(dry, self.rate)[0, 0].numpy()
 
 def _measured(model, validation):

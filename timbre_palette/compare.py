@@ -28,11 +28,11 @@ from .explore import EXCERPT_S, Excerpt, Newest, Outdated, Panel, Upload, lay_be
 from .figures import plot_settings, plot_spectra
 from .metrics import band_levels
 from .player import Player
-from .style_transfer.encoder import at_peak
+from .loudness import at_peak
 from .style_transfer.match import find_system, hear, match
 from .style_transfer.presets import AUTOMATIC
 from .style_transfer.styles import draw_style
-from .style_transfer.system import listen
+from .style_transfer.system import heard_excerpt
 from .synth import demo_clip
 
 try:
@@ -51,7 +51,7 @@ def read_sound(path):
     "The `Sound` of the audio file `path`. Raises `PaletteError` as `style_transfer.match.hear` and `explore.read_excerpt`, or for silence."
     heard, rate = hear(path)
     try:
-        listen(heard, rate)
+        heard_excerpt(heard, rate)
     except PaletteError as error:
         raise PaletteError(f"{path}: {error}") from None
     return Sound(read_excerpt(path, max(0.0, (read_header(path)[1] / rate - EXCERPT_S) / 2)), heard)

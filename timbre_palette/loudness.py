@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['K_DESIGNS', 'LAYOUTS', 'BLOCK_S', 'OFFSET_DB', 'STEP', 'k_weighting_sos', 'channel_weights', 'loudness_reference',
            'integrated_loudness', 'running_loudness', 'LoudnessMeter', 'Leveller', 'true_peak_db', 'PeakMeter',
-           'peak_envelope', 'measure']
+           'peak_envelope', 'at_peak', 'measure']
 
 # %% ../nbs/04_loudness.ipynb #imports
 import warnings
@@ -313,6 +313,12 @@ def peak_envelope(x, oversample=8):
     after = torch.cat([points.abs().amax(-1) for points in _between(flat, oversample)], 1)[:, :x.shape[-1]]
     before = torch.nn.functional.pad(after[:, :-1], (1, 0))
     return torch.maximum(flat.abs(), torch.maximum(before, after)).view_as(x)
+
+# %% ../nbs/04_loudness.ipynb #at-peak
+def at_peak(x, peak_db):
+    "`x` `(batch, channels, time)` with the highest sample of each item at `peak_db` dBFS; what is below -120 dBFS stays as it is."
+    peak = x.abs().amax((1, 2), keepdim=True)
+    return torch.where(peak > 1e-6, x * (db_to_gain(peak_db) / peak.clamp(min=1e-6)), x)
 
 # %% ../nbs/04_loudness.ipynb #measure
 def measure(samples, sample_rate):

@@ -19,7 +19,7 @@ from ..enhance import render_settings_file
 from .encoder import PEAK_DB
 from .presets import AUTOMATIC
 from .refine import match_level, refine, style_features
-from .system import LONGEST_S, PIECES, StyleTransfer, listen
+from .system import LONGEST_S, PIECES, StyleTransfer, heard_excerpt
 
 # %% ../../nbs/style_transfer/22_match.ipynb #find-system
 SYSTEMS = {"music": "style-music", "speech": "style-speech"}  # shipped weights, by what they were trained on
@@ -58,13 +58,13 @@ def match(samples, sample_rate, reference=None, reference_rate=None, preset=AUTO
     Raises `PaletteError` for silence on either side, or an unknown preset or model.
     """
     system = find_system(model)
-    heard, gain_db = _named("the input", listen, samples, sample_rate), PEAK_DB - peak_db(samples)
+    heard, gain_db = _named("the input", heard_excerpt, samples, sample_rate), PEAK_DB - peak_db(samples)
     with torch.no_grad():
         if reference is None:
             embedding, wanted = system.find_preset(preset)
             output_db = -gain_db
         else:
-            other = _named("the reference", listen, reference, reference_rate or sample_rate)
+            other = _named("the reference", heard_excerpt, reference, reference_rate or sample_rate)
             embedding, wanted, output_db = system.embed(other), style_features(other), peak_db(reference) - PEAK_DB
         normalised = system.controller(system.embed(heard), embedding)
     normalised = match_level(system.effects, heard, wanted, normalised)

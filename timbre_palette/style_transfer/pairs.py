@@ -19,7 +19,8 @@ import torch
 from ..audio import PaletteError
 from ..data import read_mono
 from ..effects.chains import chain
-from .encoder import at_peak
+from ..loudness import at_peak
+from .encoder import PEAK_DB
 
 # %% ../../nbs/style_transfer/08_pairs.ipynb #settings
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def pair_up(quads, sample_rate):
 def produce(x, sample_rate, effects, settings):
     "`x` `(batch, channels, time)` through an `Effect` with normalised `settings`, its peak brought to -12 dBFS before and after."
     with torch.no_grad():
-        return at_peak(effects.render(at_peak(x), sample_rate, settings))
+        return at_peak(effects.render(at_peak(x, PEAK_DB), sample_rate, settings), PEAK_DB)
 
 # %% ../../nbs/style_transfer/08_pairs.ipynb #segments
 class StyleSegments:

@@ -9,7 +9,8 @@ __all__ = ['AUTOMATIC', 'learn_presets']
 import numpy as np
 import torch
 
-from .encoder import ENCODER_RATE, at_peak
+from ..loudness import at_peak
+from .encoder import ENCODER_RATE, PEAK_DB
 from .pairs import StyleSegments, produce
 from .refine import style_features
 from .styles import STYLE_RANGES, draw_style
@@ -25,7 +26,7 @@ def learn_presets(system, tracks, count=64, seed=0):
     Raises `PaletteError` if no segment could be read.
     """
     device, rng = next(system.parameters()).device, np.random.default_rng(seed)
-    x = at_peak(StyleSegments(tracks, system.effects, count, sample_rate=ENCODER_RATE, augment=False, seed=seed).segments(0))
+    x = at_peak(StyleSegments(tracks, system.effects, count, sample_rate=ENCODER_RATE, augment=False, seed=seed).segments(0), PEAK_DB)
     embeddings, features = [], []
     for style in (AUTOMATIC, *STYLE_RANGES):
         y = x if style == AUTOMATIC else torch.cat([produce(part, ENCODER_RATE, system.effects, draw_style(system.effects, style, len(part), rng)) for part in x.split(8)])

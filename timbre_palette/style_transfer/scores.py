@@ -19,7 +19,7 @@ from .pairs import ENERGY, TESTED, draw_settings, produce
 from .refine import match_level, refine, style_features
 from .rules import match_by_rules
 from .styles import STYLE_RANGES, draw_style
-from .system import listen
+from .system import heard_excerpt
 
 # %% ../../nbs/style_transfer/18_scores.ipynb #pair
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def by_rules(input, reference, sample_rate):
 def by_system(system, level=True, steps=0):
     "A function of `input` and `reference` `(channels, time)` and their rate, to the output of a `StyleTransfer`; if `level`, at the RMS in dB of the reference (see `refine.match_level`), and after `steps` of refinement (see `refine.refine`)."
     def transfer(input, reference, sample_rate):
-        heard = [listen(sound.numpy(), sample_rate) for sound in (input, reference)]
+        heard = [heard_excerpt(sound.numpy(), sample_rate) for sound in (input, reference)]
         with torch.no_grad():
             normalised = system.predict(*heard)
         if level:
