@@ -30,7 +30,7 @@ SAME = {"budget": "budget, or of other seeds", "data": "choice of songs", "score
 RUN = ("version", "commit", "hardware", "torch", "units", "minutes_of_training", "kept")  # what is said of each
 RANKS = {"rank by distance (paper)": ("STFT dist", True), "rank by SI-SNR (paper)": ("SI-SNR (dB)", False), "rank (paper)": ("lowest loss", True)}  # by what, and whether lower is better
 SPEED = "times real time"
-SEVERAL = "The rows are of several runs, whose number is in the last column. A speed that was not measured in the last of them is marked: it cannot be compared with the others."
+SEVERAL = "The rows are of several runs, whose number is in the last column. A speed that was not measured in the last of them is marked. It cannot be compared with the others, nor can minutes of training across runs."
 BETWEEN = ("model", "song", "style", "weights", "grid", "si_snr", "sd_sdr", "stft_distance")
 
 

@@ -285,7 +285,7 @@ def time_renderers(renderers, seconds=5.0, rounds=3, sample_rate=44100, seed=0):
     return {name: seconds / median(some[1:]) for name, some in taken.items()}
 
 # %% ../nbs/37_experiments.ipynb #pack-unit
-_OF_CARD = ("recipe", "data", "hardware", "torch", "minutes", "chosen_at_step", "class", "arguments", "version")  # what is kept of a card, beside its curve
+_OF_CARD = ("recipe", "data", "hardware", "torch", "minutes", "chosen_at_step", "identity", "class", "arguments", "version")  # what is kept of a card, beside its curve
 _BESIDE = ("validated", "cost")  # the files of a unit that are kept as they are
 
 def _rounded(value):
@@ -312,7 +312,7 @@ def pack_unit(folder, unit, seed):
     if card is None:
         return None
     scores = {name: {**kept, "records": _by_column(kept["records"])} for name, kept in _read_json(place / "scores.json").items()}
-    curve = [{name: row.get(name) for name in ("step", "loss", "si_snr")} for row in card["curve"]]
+    curve = [{name: row.get(name) for name in ("step", "loss", "si_snr", "inverted")} for row in card["curve"]]
     return _rounded({"card": {**{name: card[name] for name in _OF_CARD if name in card}, "curve": curve}, "scores": scores, **{name: _read_json(place / f"{name}.json") for name in _BESIDE}})
 
 def unpack_unit(packed, folder, unit, seed, budget, heard):
