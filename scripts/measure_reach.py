@@ -1,10 +1,12 @@
 """Measure what the receptive-field report shows: `python scripts/measure_reach.py SONGS`, SONGS a folder with train, val and test in it.
 
 Writes reach_fields.json (how far networks hear), reach_models.json (how well they do), reach_filters.json (best filters by length), reach_limits.json (the palette under v2's limits)
-and reach_further.json (v2 trained further under two losses) to nbs/results/data; `--parts filters` measures one of them, `--songs 3` fewer songs.
+and reach_further.json (v2 trained further under two losses) to nbs/results/data; `--parts filters` measures one of them, `--songs 3` fewer songs;
+`--units TABLES` adds networks that `timbre-palette tables` has trained in that folder.
 A minute for the fields, about half an hour for each of the others on one busy core.
 """
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from timbre_palette.checkpoint import Pretrained
 from timbre_palette.data import Segments, excerpt
 from timbre_palette.enhance import find_model
 from timbre_palette.evaluation import MEASURES, evaluate, identity, write_measured
-from timbre_palette.experiments import Unit, find_budget, read_card, score_unit
+from timbre_palette.experiments import Unit, find_budget, find_renderer, read_card, read_scores, unit_folder
 from timbre_palette.losses import LOSSES
 from timbre_palette.metrics import sd_sdr, si_snr, stft_distance
 from timbre_palette.reach import Split, fit_lengths, loudness_gain_db, receptive_field, restricted, sweep_lengths
@@ -84,14 +86,26 @@ def sounds(track):
     return bool(excerpt(track).any())
 
 
+def of_unit(name, tracks, units):
+    "Records of a unit of the tables on songs, as it was scored there, or scored now and not noted down there; none where it was not trained."
+    unit, protocol = Unit(name), find_budget("cpu")
+    if not units or not read_card(units, unit, 0):
+        return []
+    records = read_scores(unit_folder(units, unit, 0) / "scores.json", {"songs": tracks}, protocol.excerpt_s).get("songs")
+    return [{**record, "model": name} for record in records or evaluate({name: find_renderer(units, unit, 0)}, tqdm(tracks, desc=name), seconds=protocol.excerpt_s)]
+
+
 def measure_models(splits, count, units):
-    "The shipped models, and v1, TCN and Conv-TasNet as `timbre-palette tables` has trained them in the folder `units`, on test songs."
+    "The shipped models, and v1, TCN and Conv-TasNet as `timbre-palette tables` has trained them in the folder `units`, on test songs. What is known of one that is not there stays."
     test = [track for track in splits["test"] if track.sample_rate == RATE][:count]
+    songs, path = [track.name for track in test], FOLDER / "reach_models.json"
     records = evaluate({name: find_model(name) for name in ("graybox", "blackbox")}, tqdm(test, desc="test songs"))
-    for name in ("waveunet-v1", "tcn", "conv-tasnet"):
-        if units and read_card(units, Unit(name), 0):
-            records += [{**record, "model": name} for record in score_unit(Unit(name), 0, find_budget("cpu"), {"songs": test}, units)["songs"]]
-    write("reach_models.json", {"made_by": "python scripts/measure_reach.py SONGS --parts models --units TABLES", "songs": [track.name for track in test], "rows": in_rows(records, ("model", "style"))})
+    records += [record for name in ("waveunet-v1", "tcn", "conv-tasnet") for record in of_unit(name, test, units)]
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"songs": None}
+    scored = {record["model"] for record in records}
+    known = [row for row in before["rows"] if row["model"] not in scored] if before["songs"] == songs else []
+    rows = [{**row, "inverted": sum(bool(record.get("inverted")) for record in records if record["model"] == row["model"] and record["style"] == row["style"])} for row in in_rows(records, ("model", "style"))]
+    write("reach_models.json", {"made_by": "python scripts/measure_reach.py SONGS --parts models --units TABLES", "songs": songs, "rows": rows + known})
 
 
 def measure_limits(splits, count, units):

@@ -15,6 +15,7 @@ from timbre_palette.checkpoint import Pretrained
 from timbre_palette.data import excerpt
 from timbre_palette.enhance import find_model
 from timbre_palette.evaluation import MEASURES, evaluate
+from timbre_palette.experiments import Unit, find_budget, find_renderer, train_unit, unit_folder
 from timbre_palette.filters import peaking_sos
 from timbre_palette.model import ConditionalWaveUNet
 from timbre_palette.reach import KINDS, Split, ahead_of, apply_filter, best_filter, correlate, correlations, filter_output, receptive_field, restricted, score_samples, sweep_lengths
@@ -174,6 +175,25 @@ def test_stored_figures_are_measured_again(songs):
             assert abs(min(record[measure], 300) - rows[record["model"], record["style"]][measure][number]) < 0.05, (record["model"], measure)
 
 
+def with_units(command, splits, folder):
+    "A trained TCN, a Conv-TasNet that was scored and kept without weights, and a v1 that only an earlier run knew: all get their rows, and nothing is written where they lie."
+    path, units = folder / "data" / "reach_models.json", folder / "tables"
+    known = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**known, "rows": known["rows"] + [{**row, "model": "waveunet-v1"} for row in known["rows"][:1]]}), encoding="utf-8")
+    train_unit(Unit("tcn"), 0, find_budget("tiny"), folder / "songs", units, device="cpu")
+    kept = unit_folder(units, Unit("conv-tasnet"), 0)
+    (kept / "best").mkdir(parents=True)
+    (kept / "best" / "card.json").write_text('{"curve": []}')
+    records = [{"style": style, "si_snr": 1.0, "sd_sdr": 2.0, "stft_distance": 0.3} for style in STYLES]
+    (kept / "scores.json").write_text(json.dumps({"songs": {"songs": ["2.wav"], "seconds": 10.0, "records": records}}))
+    command.measure_models(splits, None, units)
+    rows = {(row["model"], row["style"]): row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+    assert len(rows) == 3 * 4 + 1 and rows["conv-tasnet", "warmth"]["si_snr"] == [1.0] and rows["waveunet-v1", "fullness"]["si_snr"] == rows["graybox", "fullness"]["si_snr"]
+    assert not (unit_folder(units, Unit("tcn"), 0) / "scores.json").exists()
+    ours = evaluate({"tcn": find_renderer(units, Unit("tcn"), 0)}, splits["test"])
+    assert [rows["tcn", record["style"]]["si_snr"] for record in ours] == [[round(record["si_snr"], 2)] for record in ours]
+
+
 def test_the_command_measures(tmp_path, monkeypatch, clip):
     "In little: three songs of a clip, few lengths."
     spec = importlib.util.spec_from_file_location("measure_reach", ROOT / "scripts" / "measure_reach.py")
@@ -187,11 +207,13 @@ def test_the_command_measures(tmp_path, monkeypatch, clip):
     tracks = find_tracks(tmp_path / "songs")
     splits = {"train": tracks[:2], "val": tracks[2:], "test": tracks[2:]}
     command.measure_models(splits, None, None)
+    assert {row["model"] for row in json.loads((tmp_path / "data" / "reach_models.json").read_text(encoding="utf-8"))["rows"]} == {"graybox", "blackbox"}  # no folder of trained ones was given
+    with_units(command, splits, tmp_path)
     command.measure_filters(splits, None, None)
     command.measure_limits(splits, None, None)
     command.measure_further(splits, None, None, steps=2, size=1, segments=1)
     found = {name: json.loads((tmp_path / "data" / f"reach_{name}.json").read_text(encoding="utf-8")) for name in ("models", "filters", "limits", "further")}
-    assert {row["model"] for row in found["models"]["rows"]} == {"graybox", "blackbox"}  # no folder of trained ones was given
+    assert {row["model"] for row in found["models"]["rows"]} == {"graybox", "blackbox", "waveunet-v1", "tcn", "conv-tasnet"}
     assert len(found["filters"]["rows"]) == 3 * 2 * 2 * 3 and found["filters"]["songs"] == ["2.wav"]
     assert {row["model"] for row in found["limits"]["rows"]} == {row["model"] for row in stored("limits")["rows"]}
     assert {row["loss"] for row in found["further"]["rows"]} == {"untouched input", "as shipped", "stable", "error"}

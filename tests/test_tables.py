@@ -1,6 +1,10 @@
 """The paper's tables: every number of the paper is there, ours are what the units measured, and a run can be stopped."""
+import importlib.util
 import json
 import subprocess
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,7 +106,6 @@ def test_stopped_and_gone_on_with(tmp_path, tiny, command):
 
 def test_a_figure_is_the_mean_over_styles_and_seeds(tmp_path, tiny):
     """Rows are what `evaluate` said, averaged over songs, styles and seeds, with Student's interval."""
-    from dataclasses import replace
     budget = replace(tiny, seeds=(0, 1, 2))
     material = {"songs": ex.find_tracks(ex.synthesise_songs(tmp_path / "songs") / "test")}
     base = evaluate({"unit": identity}, material["songs"], STYLES, seconds=budget.excerpt_s)
@@ -157,3 +160,122 @@ def test_a_network_that_cannot_be_trained_is_left_out(tmp_path, tiny, monkeypatc
     assert len(said) == 6 and "wide" in said[0] and "torchaudio cannot be loaded; left out" in said[0]
     rows = {row["model"]: row for row in tb.make_tables(experiments, (3,))[0].shown}
     assert rows["TCN"]["remark"] == "not run" and rows["TCN"]["paper loss"] == "1.39" and rows["identity: doing nothing"]["lowest loss"]
+
+
+# --- what survives a working folder: units without weights, rows of an earlier run
+
+@pytest.fixture(scope="module")
+def keeper():
+    "scripts/keep_tables.py as a module."
+    spec = importlib.util.spec_from_file_location("keep_tables", Path(__file__).resolve().parent.parent / "scripts" / "keep_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_units_survive_without_their_weights(tmp_path, tiny, keeper, monkeypatch):
+    """What was kept of units gives the same tables in another folder, where nothing is trained again; of another budget or other songs it is refused."""
+    lost = tb.Experiments(tmp_path / "lost", tiny)
+    units = [tb.ROWS[3][-1].units[0], tb.ROWS[5][0].units[0]]  # the smallest backbone, and v2
+    for unit in units:
+        ex.train_unit(unit, 0, tiny, lost.data, lost.folder, device="cpu")
+    ex.score_unit(units[1], 0, tiny, lost.material, lost.folder)
+    before = {table.name: table for table in tb.make_tables(lost, (3, 5))}
+    keeper.keep_units(lost.folder, tmp_path)
+    files = sorted((tmp_path / "data" / "units").iterdir())
+    assert [path.name for path in files] == ["dlinear-0.json", "waveunet-v2-0.json"] and all(path.stat().st_size < 15_000 for path in files)
+
+    found = tb.Experiments(tmp_path / "found", tiny, lost.data, kept=tmp_path / "data" / "units")
+    monkeypatch.setattr(ex, "train_palette", lambda *arguments: pytest.fail("trained again"))
+    for unit in units:
+        assert ex.train_unit(unit, 0, tiny, found.data, found.folder)["minutes"] >= 0 and not ex.has_weights(found.folder, unit, 0)
+    assert set(ex.score_unit(units[0], 0, tiny, found.material, found.folder)) == set()  # was not scored, and cannot be
+    for table in tb.make_tables(found, (3, 5)):
+        for row, was in zip(table.shown, before[table.name].shown):
+            machine = ("times real time", "remark")
+            assert {name: value for name, value in row.items() if name not in machine} == {name: value for name, value in was.items() if name not in machine}
+            kept = row["model"] in ("TimbrePalette (Ours, v2)", "DLinear")
+            assert (row["times real time"], row["remark"]) == (f"{was['times real time']} (kept)", "kept") if kept else "kept" not in row["times real time"] + row["remark"]
+    assert set(tb.describe_experiments(found)["kept"]) == {"dlinear-0", "waveunet-v2-0"} and not tb.describe_experiments(lost)["kept"]
+
+    with pytest.raises(PaletteError, match="another seconds"):
+        tb.Experiments(tmp_path / "longer", replace(tiny, seconds=0.2), lost.data, kept=tmp_path / "data" / "units")
+    with pytest.raises(PaletteError, match="has no unit"):
+        tb.Experiments(tmp_path / "none", tiny, lost.data, kept=tmp_path)
+    (lost.data / "train" / "synthesised-1.wav").unlink()
+    with pytest.raises(PaletteError, match="other songs"):
+        tb.Experiments(tmp_path / "fewer", tiny, lost.data, kept=tmp_path / "data" / "units")
+
+
+def report(commit, figures, seeds="1", **about):
+    "A report in little: Table 4 of the figures (SI-SNR) by model, None where one was not run, and a table without networks."
+    rows = [{"model": tb.LABELS["identity"], "SI-SNR (dB)": "15.52", "rank by SI-SNR (paper)": "", "times real time": "", "seeds": "", "remark": ""}]
+    for model, paper in (("A", 1), ("B", 2), ("C", 3), ("less", 3)):
+        figure = figures.get(model)
+        place = tb.rank([figures.get(name) for name in "ABC"], False)["ABC".index(model)] if model in "ABC" else None
+        remark = ["reduced"] * (model == "less") + ["not run"] * (figure is None)
+        rows.append({"model": model, "SI-SNR (dB)": f"{figure:.2f}" if figure else "", "rank by SI-SNR (paper)": f"{place or '-'} ({paper})", "times real time": "2.0" if figure else "",
+                     "seeds": seeds if figure else "", "remark": ", ".join(remark)})
+    about = {"version": "1", "commit": commit, "budget": {"steps": 2, "seeds": [0]}, "data": {"train": {"songs": 3}}, "scored_on": {"songs": ["a.wav"]}, "hardware": ["a CPU"], "torch": ["2"],
+             "units": 3, "minutes_of_training": 1.0, **about}
+    return {"about": about, "tables": [{"name": "table4_songs", "title": "Table 4", "notes": ["A note."], "shown": rows}]}
+
+
+def test_rows_of_an_earlier_run_are_taken_over(keeper):
+    """A row that was run now stays, one that only an earlier run has is taken over; ranks are over all, and each row says whose it is."""
+    earlier, ours = report("old", {"A": 5.0, "B": 9.0, "less": 99.0}), report("new", {"B": 8.0, "C": 7.0})
+    earlier["tables"].append({"name": "table1", "title": "Table 1", "notes": [], "shown": [{"dimension": "task"}]})
+    given = deepcopy([ours, earlier])
+    merged = keeper.merge_tables(ours, earlier)
+    assert [ours, earlier] == given
+    rows = {row["model"]: row for row in merged["tables"][0]["shown"]}
+    assert [rows[name]["SI-SNR (dB)"] for name in ("A", "B", "C", "less")] == ["5.00", "8.00", "7.00", "99.00"]
+    assert [rows[name]["rank by SI-SNR (paper)"] for name in ("A", "B", "C", "less")] == ["3 (1)", "1 (2)", "2 (3)", "- (3)"]
+    assert [rows[name]["run"] for name in rows] == ["2", "1", "2", "2", "1"]
+    assert [rows[name]["times real time"] for name in ("A", "B", "C")] == ["2.0 (run 1)", "2.0", "2.0"]
+    assert merged["tables"][0]["notes"] == ["A note.", keeper.SEVERAL] and merged["tables"][1]["run"] == "1"
+    assert [(run["run"], run["commit"]) for run in merged["about"]["runs"]] == [("1", "old"), ("2", "new")]
+
+    again = keeper.merge_tables(report("newer", {"B": 8.0, "C": 7.0}), merged)  # the run before has no row left, and goes
+    assert [(run["run"], run["commit"]) for run in again["about"]["runs"]] == [("1", "old"), ("2", "newer")]
+    assert again["tables"] == merged["tables"]
+    third = keeper.merge_tables(report("third", {"A": 6.0, "less": 98.0}), merged)
+    assert [row["run"] for row in third["tables"][0]["shown"]] == ["3", "3", "2", "2", "3"] and third["tables"][0]["shown"][2]["times real time"] == "2.0 (run 2)"
+
+
+def test_a_row_of_more_seeds_or_of_a_measured_speed_is_worth_more(keeper):
+    several, single = report("several", {"A": 5.0}, seeds="3"), report("single", {"A": 6.0})
+    assert keeper.merge_tables(single, several)["tables"][0]["shown"][1]["SI-SNR (dB)"] == "5.00"
+    assert keeper.merge_tables(several, single)["tables"][0]["shown"][1]["SI-SNR (dB)"] == "5.00"
+    kept = report("kept", {"A": 6.0})
+    kept["tables"][0]["shown"][1] |= {"remark": "kept", "times real time": "2.0 (kept)"}
+    assert keeper.merge_tables(kept, single)["tables"][0]["shown"][1]["times real time"] == "2.0 (run 1)"
+    assert keeper.merge_tables(single, kept)["tables"][0]["shown"][1]["times real time"] == "2.0"
+
+
+@pytest.mark.parametrize("about, said", [({"budget": {"steps": 3, "seeds": [0]}}, "another budget"), ({"budget": {"steps": 2, "seeds": [0, 1]}}, "other seeds"), ({"data": {"train": {"songs": 4}}}, "another choice of songs"),
+                                         ({"scored_on": {"songs": ["b.wav"]}}, "another material")])
+def test_rows_that_cannot_be_compared_are_refused(keeper, about, said):
+    with pytest.raises(PaletteError, match=said):
+        keeper.merge_tables(report("new", {"A": 1.0}, **about), report("old", {"B": 2.0}))
+
+
+def test_runs_in_which_doing_nothing_differs_are_refused(keeper):
+    ours, earlier = report("new", {"A": 1.0}), report("old", {"B": 2.0})
+    earlier["tables"][0]["shown"][0]["SI-SNR (dB)"] = "15.01"
+    with pytest.raises(PaletteError, match="doing nothing scores otherwise"):
+        keeper.merge_tables(ours, earlier)
+
+
+def test_tables_are_kept_beside_those_that_are_there(tmp_path, keeper):
+    """As a command does it: a file, merged with the one that is there, or anew."""
+    for name, figures in (("old", {"A": 5.0}), ("new", {"B": 8.0})):
+        (tmp_path / name / "tables").mkdir(parents=True)
+        (tmp_path / name / "tables" / "tables.json").write_text(json.dumps(report(name, figures)))
+    (tmp_path / "data").mkdir()
+    ran = lambda: [row["model"] for row in json.loads((tmp_path / "data" / "tables.json").read_text())["tables"][0]["shown"][1:] if "not run" not in row["remark"]]
+    keeper.keep_tables(tmp_path / "old", tmp_path)
+    keeper.keep_tables(tmp_path / "new", tmp_path)
+    assert ran() == ["A", "B"]
+    keeper.keep_tables(tmp_path / "new", tmp_path, anew=True)
+    assert ran() == ["B"]

@@ -150,7 +150,8 @@ def make_parser():
     tables.add_argument("--solos", nargs="+", metavar="FOLDER", help="folders of dry takes of solo instruments (default: four synthesised ones)")
     tables.add_argument("-o", "--out", required=True, metavar="FOLDER", help="where everything is kept; the tables are in its folder tables")
     tables.add_argument("-t", "--tables", nargs="+", type=int, default=list(range(1, 8)), metavar="N", help="which tables, 1 to 7; Figure 3's numbers go with 6 (default: all)")
-    tables.add_argument("--write", action="store_true", help="train and score nothing, only write tables of what is there")
+    tables.add_argument("--kept", metavar="FOLDER", help="units that were kept without their weights, as NAME-SEED.json; they count as trained")
+    tables.add_argument("--write", action="store_true", help="train nothing and score no network, only write tables of what is there")
     tables.add_argument("--device", default="auto", help="cpu, cuda or xpu (default: %(default)s, a GPU if there is one)")
     tables.set_defaults(run=run_tables)
 
@@ -741,7 +742,7 @@ def run_tables(options):
     if unknown:
         raise PaletteError(f"there is no table {unknown[0]}; use some of {', '.join(map(str, NUMBERS))}")
     keep_freed_memory()
-    experiments = Experiments(options.out, find_budget(options.budget), options.data, options.solos, _report)
+    experiments = Experiments(options.out, find_budget(options.budget), options.data, options.solos, _report, options.kept)
     try:
         jobs = [] if options.write else experiments.jobs(options.tables, options.device)
         with tqdm(total=len(jobs), leave=False, disable=None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['BUDGETS', 'BLENDED', 'Budget', 'find_budget', 'Unit', 'experts', 'synthesise_songs', 'synthesise_solos',
-           'separate_stems', 'find_material', 'keep', 'unit_folder', 'read_card', 'train_unit', 'find_renderer',
-           'read_scores', 'score_models', 'score_unit', 'score_yardsticks', 'lowest_loss', 'validation_figures',
-           'validate_yardsticks', 'validate_unit', 'time_renderers']
+           'separate_stems', 'find_material', 'keep', 'unit_folder', 'read_card', 'has_weights', 'train_unit',
+           'find_renderer', 'read_scores', 'score_models', 'score_unit', 'score_yardsticks', 'lowest_loss',
+           'validation_figures', 'validate_yardsticks', 'validate_unit', 'time_renderers', 'pack_unit', 'unpack_unit']
 
 # %% ../nbs/37_experiments.ipynb #imports
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -165,6 +165,10 @@ def read_card(folder, unit, seed):
     card = _read_json(unit_folder(folder, unit, seed) / "best" / "card.json")
     return card if "curve" in card else None
 
+def has_weights(folder, unit, seed):
+    "Whether the weights of a unit are there, and not only what was kept of it (see `pack_unit`)."
+    return (unit_folder(folder, unit, seed) / "best" / "model.safetensors").is_file()
+
 def train_unit(unit, seed, budget, data, folder, device="auto", report=None, progress=None):
     "Train a unit by its recipe, unless that has been done; its card. Arguments and errors as of `training.train_palette`."
     card = read_card(folder, unit, seed)
@@ -220,10 +224,10 @@ def score_models(models, path, material, styles, seconds, blends=True, progress=
 BLENDED = ("waveunet-v2",)  # the baselines that are asked for blends too
 
 def score_unit(unit, seed, budget, material, folder, progress=None):
-    "Records of a trained unit by kind of material, under the name `unit`; only what is missing is computed. Raises `PaletteError` as `evaluate`, or where its weights cannot be loaded."
+    "Records of a trained unit by kind of material, under the name `unit`; only what is missing is computed, and nothing without its weights. Raises `PaletteError` as `evaluate`, or where they cannot be loaded."
     path = unit_folder(folder, unit, seed) / "scores.json"
     scores = read_scores(path, material, budget.excerpt_s)
-    if set(scores) == set(material):
+    if set(scores) == set(material) or not has_weights(folder, unit, seed):
         return scores
     return score_models({"unit": find_renderer(folder, unit, seed)}, path, material, unit.styles, budget.excerpt_s, unit.baseline in BLENDED, progress)
 
@@ -260,10 +264,12 @@ def validate_yardsticks(budget, data, folder, seed=0):
     return keep(Path(folder) / "validated.json", lambda: validation_figures(_yardsticks(), budget, data, seed))
 
 def validate_unit(unit, seed, budget, data, folder):
-    "`validation_figures` of a trained unit's best weights, kept: one dictionary."
+    "`validation_figures` of a trained unit's best weights, kept: one dictionary, empty where neither is there."
+    path = unit_folder(folder, unit, seed) / "validated.json"
+
     def make():
         return validation_figures({"unit": find_renderer(folder, unit, seed)}, budget, data, seed)["unit"]
-    return keep(unit_folder(folder, unit, seed) / "validated.json", make)
+    return keep(path, make) if path.is_file() or has_weights(folder, unit, seed) else {}
 
 # %% ../nbs/37_experiments.ipynb #time-models
 def time_renderers(renderers, seconds=5.0, rounds=3, sample_rate=44100, seed=0):
@@ -277,3 +283,53 @@ def time_renderers(renderers, seconds=5.0, rounds=3, sample_rate=44100, seed=0):
                 render(x.clone(), sample_rate, np.eye(len(STYLES))[0])  # a sound that no cache knows
                 taken[name].append(time.perf_counter() - begun)
     return {name: seconds / median(some[1:]) for name, some in taken.items()}
+
+# %% ../nbs/37_experiments.ipynb #pack-unit
+_OF_CARD = ("recipe", "data", "hardware", "torch", "minutes", "chosen_at_step", "identity", "class", "arguments", "version")  # what is kept of a card, beside its curve
+_BESIDE = ("validated", "cost")  # the files of a unit that are kept as they are
+
+def _rounded(value):
+    "A value as JSON has it, numbers to six digits."
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+def _by_column(records):
+    "Records as columns, one that does not change as its value."
+    columns = {name: [record[name] for record in records] for name in records[0]}
+    return {name: column if column.count(column[0]) < len(column) else column[0] for name, column in columns.items()}
+
+def _by_record(columns):
+    "What `_by_column` was given."
+    count = max((len(column) for column in columns.values() if isinstance(column, list)), default=1)
+    return [{name: column[k] if isinstance(column, list) else column for name, column in columns.items()} for k in range(count)]
+
+def pack_unit(folder, unit, seed):
+    "What a trained unit was found to be, without its weights: a dictionary of its `card`, `scores`, and what else was measured; None where it has not been trained."
+    card, place = read_card(folder, unit, seed), unit_folder(folder, unit, seed)
+    if card is None:
+        return None
+    scores = {name: {**kept, "records": _by_column(kept["records"])} for name, kept in _read_json(place / "scores.json").items()}
+    curve = [{name: row.get(name) for name in ("step", "loss", "si_snr", "inverted")} for row in card["curve"]]
+    return _rounded({"card": {**{name: card[name] for name in _OF_CARD if name in card}, "curve": curve}, "scores": scores, **{name: _read_json(place / f"{name}.json") for name in _BESIDE}})
+
+def unpack_unit(packed, folder, unit, seed, budget, heard):
+    """Put what `pack_unit` gave where the unit would be, unless something is there, finished or not; whether that was done.
+
+    `heard` is what `describe_tracks` says of the songs to train and to validate on, by split. Raises `PaletteError` where the unit was trained by another budget or on other songs.
+    """
+    place, card = unit_folder(folder, unit, seed), packed["card"]
+    wanted = _rounded(asdict(unit.recipe(budget, seed)))
+    others = [name for name in wanted if name in card["recipe"] and card["recipe"][name] != wanted[name]]
+    if others or card["data"] != _rounded(heard):
+        raise PaletteError(f"{unit.name}, seed {seed}: was kept of {'another ' + others[0] if others else 'other songs'}; use the budget and the songs it was trained by, or train it anew")
+    if place.exists():
+        return False
+    (place / "best").mkdir(parents=True)
+    scores = {name: {**kept, "records": _by_record(kept["records"])} for name, kept in packed["scores"].items()}
+    for name, values in {"scores": scores, **{name: packed[name] for name in _BESIDE}, "best/card": card}.items():
+        if values:
+            write_text(place / f"{name}.json", json.dumps(values))
+    return True

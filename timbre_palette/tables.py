@@ -31,8 +31,8 @@ from .blend import PRESETS, crossfade, parse_style
 from .data import Segments, excerpt
 from .enhance import find_model
 from .evaluation import MEASURES, follow_weights, summarise, summarise_simplex, write_table
-from .experiments import (Unit, experts, find_material, find_renderer, keep, lowest_loss, read_card, read_scores, score_unit, score_yardsticks, synthesise_solos, synthesise_songs, time_renderers,
-                                        train_unit, unit_folder, validate_unit, validate_yardsticks)
+from .experiments import (Unit, experts, find_material, find_renderer, has_weights, keep, lowest_loss, read_card, read_scores, score_unit, score_yardsticks, synthesise_solos, synthesise_songs, time_renderers,
+                                        train_unit, unit_folder, unpack_unit, validate_unit, validate_yardsticks)
 from .loudness import loudness_reference
 from .metrics import band_levels, si_snr
 from .model import ConditionalWaveUNet
@@ -197,18 +197,33 @@ def show_survival(records):
              "of": str(row["asked"]), "epochs": f"{row['epochs']:.2g}", "first not finite": row["where"]} for row in stability_rows(records)]
 
 # %% ../nbs/39_tables.ipynb #costs
+def _commit():
+    "The commit of the checkout this package is run from, None where it was installed otherwise."
+    try:
+        done = subprocess.run(["git", "-C", str(Path(timbre_palette.__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        return done.stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
 def cost_rows(numbers, budget, folder, seconds=5.0, rounds=3):
-    "What the networks of the tables `numbers`, the exact palette and the gray-box cost: a dictionary by label of `parameters`, `times` real time (mono, all timed in one go), and `minutes` of training."
-    rows, seed = [row for number in numbers if number in ROWS for row in ROWS[number]], budget.seeds[0]
-    trained = {row.label: row.units[0] for row in rows if read_card(folder, row.units[0], seed)}
-    renderers = {LABELS["oracle"]: palette, LABELS["crossfade"]: crossfade, LABELS["graybox"]: find_model("graybox"), **{label: find_renderer(folder, unit, seed) for label, unit in trained.items()}}
+    """What the networks of the tables `numbers`, the exact palette and the gray-box cost: a dictionary by label of `parameters`, `times` real time (mono, all timed in one go), and `minutes` of training.
+
+    `kept` says whether some of it was kept without weights, and `elsewhere` whether the speed was.
+    """
+    rows, seed = {row.label: row for number in numbers if number in ROWS for row in ROWS[number]}, budget.seeds[0]
+    trained = {label: row for label, row in rows.items() if all(read_card(folder, unit, seed) for unit in row.units)}
+    here = {label: row.units[0] for label, row in trained.items() if has_weights(folder, row.units[0], seed)}
+    renderers = {LABELS["oracle"]: palette, LABELS["crossfade"]: crossfade, LABELS["graybox"]: find_model("graybox"), **{label: find_renderer(folder, unit, seed) for label, unit in here.items()}}
     speeds = time_renderers(renderers, seconds, rounds)
     costs = {label: {"times": speed} for label, speed in speeds.items()}
-    for row in rows:
-        cards = [read_card(folder, unit, seed) for unit in row.units]
-        if all(cards):
-            parameters = describe_baselines((row.units[0].baseline,))[0].get("parameters")
-            costs[row.label] |= {"parameters": parameters and parameters * len(row.units), "minutes": sum(card["minutes"] for card in cards)}
+    for label, row in trained.items():
+        path = unit_folder(folder, row.units[0], seed) / "cost.json"
+        if label in here:
+            write_text(path, json.dumps({"times": speeds[label], "commit": _commit()}))
+        parameters = describe_baselines((row.units[0].baseline,))[0].get("parameters")
+        costs[label] = {"times": keep(path, dict).get("times"), "elsewhere": label not in here, "parameters": parameters and parameters * len(row.units),
+                        "minutes": sum(read_card(folder, unit, seed)["minutes"] for unit in row.units),
+                        "kept": any(read_card(folder, unit, one) and not has_weights(folder, unit, one) for unit in row.units for one in budget.seeds)}
     return costs
 
 # %% ../nbs/39_tables.ipynb #table-1
@@ -299,17 +314,21 @@ def _place(row, measure):
     ours, paper = row.get(f"rank_{measure}"), row.get(f"paper_rank_{measure}")
     return "" if ours is None and paper is None else f"{ours or '-'} ({paper or '-'})"
 
+def _speed(cost):
+    "How fast, as text, and whether that was measured another time."
+    return _figure(cost, "times", 1) + " (kept)" * bool(cost.get("times") and cost.get("elsewhere"))
+
 def show_quality(rows, costs):
     "The rows of `quality_rows` as they are read."
     shown = []
     for row in rows:
         cost = costs.get(row["model"], {})
-        remarks = ["reduced"] * (row["kind"] == "reduced") + ["not run"] * ("si_snr" not in row) + [f"{row.get('inverted')} inverted"] * bool(row.get("inverted"))
+        remarks = ["reduced"] * (row["kind"] == "reduced") + ["not run"] * ("si_snr" not in row) + [f"{row.get('inverted')} inverted"] * bool(row.get("inverted")) + ["kept"] * bool(cost.get("kept") and "si_snr" in row)
         shown.append({"model": row["model"], "paper STFT dist": _figure(row, "paper_stft_distance", 4), "STFT dist": _figure(row, "stft_distance", 4),
                       "paper SI-SNR": _figure(row, "paper_si_snr", 4), "SI-SNR (dB)": _figure(row, "si_snr", 2), "over identity": _figure(row, "over_identity", 2), "SD-SDR (dB)": _figure(row, "sd_sdr", 2),
                       "worst song": _figure(row, "worst", 1), **({"blends": _figure(row, "blends", 2)} if any("blends" in other for other in rows) else {}),
                       "rank by distance (paper)": _place(row, "stft_distance"), "rank by SI-SNR (paper)": _place(row, "si_snr"),
-                      "parameters": f"{cost['parameters']:,}" if cost.get("parameters") else "", "times real time": _figure(cost, "times", 1), "seeds": str(row.get("seeds", "")) if row["kind"] != "yardstick" else "",
+                      "parameters": f"{cost['parameters']:,}" if cost.get("parameters") else "", "times real time": _speed(cost), "seeds": str(row.get("seeds", "")) if row["kind"] != "yardstick" else "",
                       "remark": ", ".join(remarks)})
     return shown
 
@@ -326,8 +345,8 @@ def show_backbones(rows, costs):
         cost = costs.get(row["model"], {})
         shown.append({"model": row["model"], "paper loss": _figure(row, "paper_loss", 2), "lowest loss": _figure(row, "loss", 4), "at step": str(row.get("at_step", "")), "rank (paper)": _place(row, "loss"),
                       "SI-SNR (dB)": _figure(row, "si_snr", 2), "upside down": f"{row['inverted']:.0%}" if row.get("inverted") else "",
-                      "parameters": f"{cost['parameters']:,}" if cost.get("parameters") else "", "times real time": _figure(cost, "times", 1), "minutes of training": _figure(cost, "minutes", 1),
-                      "remark": "" if "loss" in row else "not run"})
+                      "parameters": f"{cost['parameters']:,}" if cost.get("parameters") else "", "times real time": _speed(cost), "minutes of training": _figure(cost, "minutes", 1),
+                      "remark": "not run" if "loss" not in row else "kept" if cost.get("kept") else ""})
     return shown
 
 # %% ../nbs/39_tables.ipynb #run
@@ -344,14 +363,27 @@ def _claim(folder, budget):
 class Experiments:
     """The folder that tables of a `budget` are made from: songs of the place `data` (train, val and test), dry takes in `solos`; both synthesised where they are None.
 
-    Raises `PaletteError` for a folder that another budget made, or songs that cannot be read.
+    In `kept`, a folder, are files of `experiments.pack_unit` called `NAME-SEED.json`; such units count as trained. Raises `PaletteError` for a folder that another
+    budget made, songs that cannot be read, or kept units of another budget or other songs.
     """
-    def __init__(self, folder, budget, data=None, solos=None, report=None):
+    def __init__(self, folder, budget, data=None, solos=None, report=None, kept=None):
         _claim(folder, budget)
         self.folder, self.budget, self.report = Path(folder), budget, report or (lambda message: None)
         self.data = data or synthesise_songs(self.folder / "songs")
         self.takes = synthesise_solos(self.folder / "solos")
         self.material = find_material(budget, self.data, solos or self.takes, self.folder)
+        if kept:
+            self.take_up(kept)
+
+    def take_up(self, kept):
+        "Put the units kept in the folder `kept` where they would be. Raises `PaletteError` where there are none, or they are of another budget or other songs."
+        found = [(path, unit, seed) for unit, seed in plan_units(NUMBERS, self.budget) if (path := Path(kept) / f"{unit.name}-{seed}.json").is_file()]
+        if not found:
+            raise PaletteError(f"{kept}: has no unit of the tables in it, such as {plan_units((5,), self.budget)[0][0].name}-0.json")
+        splits = load_splits(self.data)
+        heard = {name: describe_tracks(splits[name]) for name in ("train", "val")}
+        for path, unit, seed in found:
+            unpack_unit(json.loads(path.read_text(encoding="utf-8")), self.folder, unit, seed, self.budget, heard)
 
     def jobs(self, numbers=NUMBERS, device="auto"):
         "What the tables `numbers` need: a list of pairs, what it is and a function of `progress(done, total)`, which does nothing where it has been done."
@@ -422,6 +454,7 @@ def _ran(experiments):
 
 def _compared(experiments, number, costs):
     "Tables 4 and 5, on each material."
+    score_yardsticks(experiments.budget, experiments.material, experiments.folder)
     for name, words in MATERIAL.items():
         rows = quality_rows(number, name, experiments.material, experiments.budget, experiments.folder)
         title = f"Table {number}: {'against baselines' if number == 4 else 'ablations'}, on {words}"
@@ -463,13 +496,11 @@ def make_tables(experiments, numbers=NUMBERS):
     return tables
 
 # %% ../nbs/39_tables.ipynb #write
-def _commit():
-    "The commit of the checkout this package is run from, None where it was installed otherwise."
-    try:
-        done = subprocess.run(["git", "-C", str(Path(timbre_palette.__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        return done.stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None
+def _kept_units(experiments):
+    "Of units that are there without weights, what they were trained with, by folder."
+    kept = {f"{unit.name}-{seed}": (card, unit_folder(experiments.folder, unit, seed) / "cost.json") for unit, seed in plan_units(NUMBERS, experiments.budget)
+            if (card := read_card(experiments.folder, unit, seed)) and not has_weights(experiments.folder, unit, seed)}
+    return {name: {"commit": keep(path, dict).get("commit"), "hardware": card["hardware"], "torch": card["torch"]} for name, (card, path) in kept.items()}
 
 def describe_experiments(experiments):
     "Where the figures come from: a dictionary."
@@ -478,7 +509,7 @@ def describe_experiments(experiments):
     return {"version": timbre_palette.__version__, "commit": _commit(), "budget": asdict(experiments.budget), "minutes_heard": round(experiments.budget.minutes, 1),
             "data": {name: describe_tracks(tracks) for name, tracks in splits.items()}, "scored_on": {name: [track.name for track in tracks] for name, tracks in experiments.material.items()},
             "hardware": sorted({card["hardware"] for card in cards}), "torch": sorted({card["torch"] for card in cards}), "units": len([card for card in cards if "curve" in card]),
-            "minutes_of_training": round(sum(card.get("minutes", 0) for card in cards), 1)}
+            "minutes_of_training": round(sum(card.get("minutes", 0) for card in cards), 1), "kept": _kept_units(experiments)}
 
 def _plain(value):
     "A value as a cell of CSV, a figure to six digits."
