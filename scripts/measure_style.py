@@ -1,7 +1,7 @@
 """Measure what the report on style transfer shows: `python scripts/measure_style.py DATA`, DATA a folder with music/test and speech/vctk in it.
 
-Scores the shipped systems, with refinement and without, beside an untouched input and the rule-based baseline: on synthetic pairs (`--parts music speech`), on pairs of
-different recordings (`--parts real-music real-speech`), what each step of refinement brings and costs (`--parts steps`), and how fast a song is matched (`--parts speed`).
+Scores the shipped systems, with refinement and without, beside an untouched input and the rule-based baseline: on synthetic pairs whose reference is another part of the
+recording (`--parts music speech`) or the same (`--parts music-same speech-same`), on pairs of different recordings (`--parts real-music real-speech`), what each step of refinement brings and costs (`--parts steps`), and how fast a song is matched (`--parts speed`).
 Writes style_<part>.json to nbs/results/data. Some ten minutes a part on one core.
 """
 import argparse
@@ -18,7 +18,7 @@ from timbre_palette.evaluation import write_measured
 from timbre_palette.songs import find_tracks
 from timbre_palette.style_transfer.match import find_system, match_file
 from timbre_palette.style_transfer.refine import STEPS
-from timbre_palette.style_transfer.scores import by_rules, by_system, realistic_pairs, score_pairs, summarise_scores, synthetic_pairs, untouched
+from timbre_palette.style_transfer.scores import by_rules, by_system, realistic_pairs, reference_itself, score_pairs, summarise_scores, synthetic_pairs, untouched
 from timbre_palette.synth import demo_clip
 
 FOLDER = Path(__file__).resolve().parent.parent / "nbs" / "results" / "data"
@@ -44,22 +44,23 @@ def rounded(records):
     return [{name: round(value, 4) if isinstance(value, float) and np.isfinite(value) else None if isinstance(value, float) else value for name, value in record.items()} for record in records]
 
 
-def score(part, kind, pairs, count, methods):
-    "Score a list of pairs and keep the records."
+def score(part, kind, pairs, count, methods, more=()):
+    "Score a list of pairs and keep the records, after `more`."
     with tqdm(total=count, desc=part) as bar:
         records = score_pairs(methods, pairs, progress=lambda done: bar.update())
-    rows = summarise_scores(records)
+    rows = [row for some in (records, more) for row in summarise_scores(some)]
     for row in rows:
         print({name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()})
     write(part, system=f"style-{kind}", rows=rounded(rows), records=rounded(records))
 
 
-def synthetic(kind):
-    "A part: pairs with a known target, three segments of each recording."
+def synthetic(kind, same=False):
+    "A part: pairs with a known target, three segments of each recording; and how far apart their halves are."
     def measure(part, data, options):
         system, tracks = find_system(options.system or kind), find_tracks(data / PLACES[kind])
-        pairs = (pair for seed in range(options.seeds) for pair in synthetic_pairs(tracks, system.effects, seed=seed))
-        score(part, kind, pairs, options.seeds * len(tracks), methods_of(system))
+        pairs = [pair for seed in range(options.seeds) for pair in synthetic_pairs(tracks, system.effects, seed=seed, same=same)]
+        halves = [] if same else score_pairs({"the reference itself": reference_itself}, pairs, ("MSD-average", "SCE", "RMS", "LUFS"))
+        score(part, kind, pairs, len(pairs), methods_of(system), halves)
     return measure
 
 
@@ -106,7 +107,7 @@ def speed(part, data, options):
     write(part, system="style-music", rows=rows)
 
 
-PARTS = {"music": synthetic("music"), "speech": synthetic("speech"), "real-music": realistic("music"), "real-speech": realistic("speech"), "steps": steps, "speed": speed}
+PARTS = {"music": synthetic("music"), "speech": synthetic("speech"), "music-same": synthetic("music", True), "speech-same": synthetic("speech", True), "real-music": realistic("music"), "real-speech": realistic("speech"), "steps": steps, "speed": speed}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
