@@ -114,7 +114,7 @@ if __name__ == "__main__":
     parser.add_argument("data", type=Path)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seeds", type=int, default=3, help="segments of each recording (default: %(default)s)")
-    parser.add_argument("--times", type=int, default=4, help="pairs of each two styles (default: %(default)s)")
+    parser.add_argument("--times", type=int, default=3, help="pairs of each two styles (default: %(default)s)")
     parser.add_argument("--system", help="weights to score in place of the shipped ones")
     options = parser.parse_args()
     for name in options.parts:

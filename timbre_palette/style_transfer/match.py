@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..audio import PaletteError, peak_db, read_audio, read_header
+from ..audio import PaletteError, db_to_gain, peak_db, read_audio, read_header
 from ..checkpoint import Pretrained
 from ..effects.settings import Preset
 from ..enhance import render_settings_file
+from ..loudness import integrated_loudness
 from .encoder import PEAK_DB
 from .presets import AUTOMATIC
 from .refine import match_level, refine, style_features
@@ -51,14 +52,33 @@ def hear(path):
     return np.concatenate([read_audio(path, start, piece).samples for start in starts], 1), sample_rate
 
 # %% ../../nbs/style_transfer/22_match.ipynb #match
-def match(samples, sample_rate, reference=None, reference_rate=None, preset=AUTOMATIC, model="music", steps=0, progress=None, about=None):
+def _named(what, work, *arguments):
+    "What `work` makes of the arguments; its error says of what."
+    try:
+        return work(*arguments)
+    except PaletteError as error:
+        raise PaletteError(f"{what}: {error}") from None
+
+def _lufs(x, sample_rate):
+    "Loudness of `(channels, time)`; one channel counts as two alike, so that mono and stereo can be compared."
+    return integrated_loudness((x.expand(2, -1) if len(x) == 1 else x)[None], sample_rate).item()
+
+def _as_loud(effects, x, sample_rate, normalised, lufs):
+    "Normalised settings with the make-up gain at which `x` `(channels, time)` comes out at a loudness."
+    last, settings = effects.parameters[-1], normalised.clone()
+    missing_db = lufs - _lufs(effects.render(x[None], sample_rate, settings)[0], sample_rate)
+    if last.name.endswith("makeup_db") and math.isfinite(missing_db):
+        settings[:, -1] = last.normalised(last.physical(settings[:, -1]) + missing_db).clamp(0, 1)
+    return settings
+
+def match(samples, sample_rate, reference=None, reference_rate=None, preset=AUTOMATIC, model="music", steps=0, level=True, progress=None, about=None):
     """A `Preset` that gives NumPy `samples` `(channels, time)` the production of a `reference` `(channels, time)`, of other content, rate and number of channels, or without one of a `preset` by its name.
 
-    `model` as in `find_system`; `steps` of refinement, during which `progress(done, total)` is called; `about` is what the preset shall say about itself. Of both at most `LONGEST_S` is heard.
-    Raises `PaletteError` for silence on either side, or an unknown preset or model.
+    `model` as in `find_system`; `steps` of refinement, during which `progress(done, total)` is called; without `level` the make-up gain, in dB, stays the network's guess. `about` is what the preset
+    shall say about itself. Of both at most `LONGEST_S` is heard. Raises `PaletteError` for silence on either side, or an unknown preset or model.
     """
     system = find_system(model)
-    heard, gain_db = _named("the input", heard_excerpt, samples, sample_rate), PEAK_DB - peak_db(samples)
+    effects, heard, gain_db = system.effects, _named("the input", heard_excerpt, samples, sample_rate), PEAK_DB - peak_db(samples)
     with torch.no_grad():
         if reference is None:
             embedding, wanted = system.find_preset(preset)
@@ -67,21 +87,18 @@ def match(samples, sample_rate, reference=None, reference_rate=None, preset=AUTO
             other = _named("the reference", heard_excerpt, reference, reference_rate or sample_rate)
             embedding, wanted, output_db = system.embed(other), style_features(other), peak_db(reference) - PEAK_DB
         normalised = system.controller(system.embed(heard), embedding)
-    normalised = match_level(system.effects, heard, wanted, normalised)
+    if level or steps:
+        normalised = match_level(effects, heard, wanted, normalised)
     if steps:
-        normalised = refine(system.effects, heard, wanted, normalised, steps, progress=progress)
-    settings = {name: value.item() for name, value in system.effects.physical(normalised[0].double()).items()}
-    limited = {"input_gain_db": gain_db, "output_gain_db": output_db}
-    settings |= {name: min(max(value, -60.0), 60.0) for name, value in limited.items()}
+        normalised = refine(effects, heard, wanted, normalised, steps, progress=progress)
+    if level and reference is not None:
+        x, y = (torch.tensor(np.atleast_2d(sound) * np.float32(db_to_gain(db))) for sound, db in ((samples, gain_db), (reference, -output_db)))
+        with torch.no_grad():
+            normalised = _as_loud(effects, x, sample_rate, normalised, _lufs(y, reference_rate or sample_rate))
+    settings = {name: value.item() for name, value in effects.physical(normalised[0].double()).items()}
+    settings |= {name: min(max(value, -60.0), 60.0) for name, value in (("input_gain_db", gain_db), ("output_gain_db", output_db))}
     said = {"heard": "input and reference" if reference is not None else f"input, for the preset {preset}", "refined": f"{steps} steps", **(about or {})}
     return Preset(settings, ("input", *system.arguments["effects"], "output"), said)
-
-def _named(what, work, *arguments):
-    "What `work` makes of the arguments; its error says of what."
-    try:
-        return work(*arguments)
-    except PaletteError as error:
-        raise PaletteError(f"{what}: {error}") from None
 
 # %% ../../nbs/style_transfer/22_match.ipynb #match-file
 def match_file(source, destination, reference=None, preset=AUTOMATIC, model="music", steps=0, progress=None, **delivery):

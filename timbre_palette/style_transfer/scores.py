@@ -15,11 +15,10 @@ import torch
 from ..audio import PaletteError, read_audio
 from ..losses import MultiResolutionSTFTLoss
 from ..metrics import PRODUCTION_MEASURES
+from .match import match
 from .pairs import ENERGY, TESTED, draw_settings, produce
-from .refine import match_level, refine, style_features
 from .rules import match_by_rules
 from .styles import STYLE_RANGES, draw_style
-from .system import heard_excerpt
 
 # %% ../../nbs/style_transfer/18_scores.ipynb #pair
 @dataclass(frozen=True)
@@ -90,17 +89,10 @@ def by_rules(input, reference, sample_rate):
     return match_by_rules(input, reference, sample_rate).output
 
 def by_system(system, level=True, steps=0):
-    "A function of `input` and `reference` `(channels, time)` and their rate, to the output of a `StyleTransfer`; if `level`, at the RMS in dB of the reference (see `refine.match_level`), and after `steps` of refinement (see `refine.refine`)."
+    "A function of `input` and `reference` `(channels, time)` and their rate, to what `match.match` makes with a `StyleTransfer`: if `level`, as loud as the reference in LUFS, and after `steps` of refinement."
     def transfer(input, reference, sample_rate):
-        heard = [heard_excerpt(sound.numpy(), sample_rate) for sound in (input, reference)]
-        with torch.no_grad():
-            normalised = system.predict(*heard)
-        if level:
-            normalised = match_level(system.effects, heard[0], style_features(heard[1]), normalised)
-        if steps:
-            normalised = refine(system.effects, heard[0], style_features(heard[1]), normalised, steps)
-        with torch.no_grad():
-            return system.render(input[None], sample_rate, normalised)[0]
+        preset = match(input.numpy(), sample_rate, reference.numpy(), sample_rate, model=system, steps=steps, level=level)
+        return preset(input[None], sample_rate)[0]
     return transfer
 
 # %% ../../nbs/style_transfer/18_scores.ipynb #score

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..audio import PaletteError, resample
+from ..audio import PaletteError, db_to_gain, resample
 from ..checkpoint import Pretrained, register
 from ..effects.chains import chain
 from ..loudness import at_peak
@@ -21,7 +21,7 @@ from .refine import FEATURES
 LONGEST_S, PIECES = 30.0, 3  # of a recording are heard, in so many pieces
 
 def heard_excerpt(samples, sample_rate):
-    """What the encoder hears of NumPy samples `(channels, time)`: a tensor `(1, 1, time)` at `ENCODER_RATE`, peak at -12 dBFS, at most `LONGEST_S` of it.
+    """What the encoder hears of NumPy samples `(channels, time)`: a tensor `(1, 1, time)` at `ENCODER_RATE`, at most `LONGEST_S` of it, as loud as it is when the highest peak of its channels is at -12 dBFS.
 
     Raises `PaletteError` for a recording without samples, or one of silence.
     """
@@ -35,7 +35,7 @@ def heard_excerpt(samples, sample_rate):
         raise PaletteError("there is nothing to hear in it: it is silence, or its channels cancel each other")
     mono = np.pad(mono, ((0, 0), (0, max(0, -(-int(sample_rate) // ENCODER_RATE) - mono.shape[1]))))  # as long as one sample of what is heard
     heard = mono if sample_rate == ENCODER_RATE else resample(mono, sample_rate, ENCODER_RATE)
-    return at_peak(torch.tensor(np.ascontiguousarray(heard))[None], PEAK_DB)
+    return torch.tensor(np.ascontiguousarray(heard * (db_to_gain(PEAK_DB) / np.abs(samples).max())))[None]
 
 # %% ../../nbs/style_transfer/06_system.ipynb #controller
 class StyleController(nn.Module):
