@@ -60,8 +60,8 @@ def _named(what, work, *arguments):
         raise PaletteError(f"{what}: {error}") from None
 
 def _lufs(x, sample_rate):
-    "Loudness of `(channels, time)`; one channel counts as two alike, so that mono and stereo can be compared."
-    return integrated_loudness((x.expand(2, -1) if len(x) == 1 else x)[None], sample_rate).item()
+    "Loudness of `(channels, time)` as of two channels that are each like the average, so that mono, stereo and more can be compared."
+    return integrated_loudness(x[None], sample_rate).item() - 10 * math.log10(len(x) / 2)
 
 def _as_loud(effects, x, sample_rate, normalised, lufs):
     "Normalised settings with the make-up gain at which `x` `(channels, time)` comes out at a loudness."
@@ -115,7 +115,7 @@ def match_file(source, destination, reference=None, preset=AUTOMATIC, model="mus
     other, other_rate = hear(reference) if reference is not None else (None, None)
     about = {"input": Path(source).name, "reference": Path(reference).name if reference is not None else preset, "model": model if isinstance(model, str) else type(model).__name__}
     try:
-        found = match(samples, sample_rate, other, other_rate, preset, system, steps, lambda done, total: progress("refining", done / total), about)
+        found = match(samples, sample_rate, other, other_rate, preset, system, steps, progress=lambda done, total: progress("refining", done / total), about=about)
     except PaletteError as error:
         text = str(error)
         raise PaletteError(text.replace("the input:", f"{source}:", 1).replace("the reference:", f"{reference}:", 1)) from None
