@@ -97,13 +97,3 @@ class StyleTransfer(Pretrained):
         "`x` `(batch, channels, time)` through the effects with `normalised` settings, at its own rate; differentiable. Raises `PaletteError` as `Effect.render`."
         with torch.autocast(x.device.type, enabled=False):  # filters and levels are no place for half precision
             return self.effects.render(x, sample_rate, normalised.float())
-
-    @torch.no_grad()
-    def settings_for(self, samples, sample_rate, reference, reference_rate):
-        """Physical settings by name, floats, that bring NumPy `samples` `(channels, time)` to the production of `reference` `(channels, time)`.
-
-        They are for samples whose peak is at -12 dBFS, and bring them to a reference whose peak is there too. Raises `PaletteError` for silence on either side (see `heard_excerpt`).
-        """
-        device = next(self.parameters()).device
-        normalised = self.predict(*(heard_excerpt(*heard).to(device) for heard in ((samples, sample_rate), (reference, reference_rate))))
-        return {name: value.item() for name, value in self.effects.physical(normalised[0].cpu().double()).items()}
