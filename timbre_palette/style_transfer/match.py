@@ -91,10 +91,11 @@ def match(samples, sample_rate, reference=None, reference_rate=None, preset=AUTO
         normalised = match_level(effects, heard, wanted, normalised)
     if steps:
         normalised = refine(effects, heard, wanted, normalised, steps, progress=progress)
-    if level and reference is not None:
-        x, y = (torch.tensor(np.atleast_2d(sound) * np.float32(db_to_gain(db))) for sound, db in ((samples, gain_db), (reference, -output_db)))
+    if level:
+        aim = (samples, gain_db, sample_rate) if reference is None else (reference, -output_db, reference_rate or sample_rate)
+        x, y = (torch.tensor(np.atleast_2d(sound) * np.float32(db_to_gain(db))) for sound, db in ((samples, gain_db), aim[:2]))
         with torch.no_grad():
-            normalised = _as_loud(effects, x, sample_rate, normalised, _lufs(y, reference_rate or sample_rate))
+            normalised = _as_loud(effects, x, sample_rate, normalised, _lufs(y, aim[2]))
     settings = {name: value.item() for name, value in effects.physical(normalised[0].double()).items()}
     settings |= {name: min(max(value, -60.0), 60.0) for name, value in (("input_gain_db", gain_db), ("output_gain_db", output_db))}
     said = {"heard": "input and reference" if reference is not None else f"input, for the preset {preset}", "refined": f"{steps} steps", **(about or {})}
