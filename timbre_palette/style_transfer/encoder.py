@@ -68,13 +68,16 @@ class SmallEncoder(nn.Module):
 class PaperEncoder(nn.Module):
     """DeepAFx-ST's encoder: `forward(x)`, `x` `(batch, 1, time)` at `ENCODER_RATE`, gives `(batch, dimensions)` of length 1.
 
-    EfficientNet-B2 over the compressed magnitudes (section 3.6).
+    EfficientNet-B2 over the compressed magnitudes (section 3.6). `paper_compat` trains the transform's window along, as the public code does.
     """
-    def __init__(self, dimensions=1024):
+    def __init__(self, dimensions=1024, paper_compat=False):
         super().__init__()
         from timbre_palette.style_transfer.efficientnet import EfficientNetB2
         self.dimensions = dimensions
-        self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
+        if paper_compat:
+            self.window = nn.Parameter(torch.hann_window(WINDOW))
+        else:
+            self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
         self.network = EfficientNetB2(channels=1)
         self.project = nn.Linear(1408, dimensions)
 

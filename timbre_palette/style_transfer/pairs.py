@@ -149,17 +149,17 @@ class StyleSegments:
         self._share_of_time = np.cumsum([track.seconds for track in tracks])
 
     @property
-    def _ours(self):
-        "This process's places in a batch."
+    def ours(self):
+        "This process's places in a batch, a range."
         place, places = self.share
         return range(self.size)[self.size * place // places:self.size * (place + 1) // places]
 
     def segments(self, step):
         "The segments of a step as they were found `(size, 1, time)`, in no production but their own. Raises `PaletteError` if nothing could be read."
-        return torch.tensor(np.stack([self._segment(step, index) for index in self._ours]))[:, None]
+        return torch.tensor(np.stack([self._segment(step, index) for index in self.ours]))[:, None]
 
     def __getitem__(self, step):
-        x, ours = self.segments(step), self._ours
+        x, ours = self.segments(step), self.ours
         rng = np.random.default_rng([self.seed, step])
         settings = [draw_settings(self.effects, self.size, rng, self.draw)[ours.start:ours.stop] for _ in range(2)]
         one, other = (produce(x, self.sample_rate, self.effects, values) for values in settings)

@@ -13,9 +13,11 @@ from torch import nn
 from ..audio import PaletteError, db_to_gain, resample
 from ..checkpoint import Pretrained, register
 from ..effects.chains import chain
+from ..effects.plugins import find_effect
 from ..loudness import at_peak
 from .encoder import ENCODER_RATE, PEAK_DB, find_encoder
 from .refine import FEATURES
+from .strategies import find_strategy
 
 # %% ../../nbs/style_transfer/06_system.ipynb #excerpt-of
 LONGEST_S, PIECES = 30.0, 3  # of a recording are heard, in so many pieces
@@ -41,12 +43,12 @@ def heard_excerpt(samples, sample_rate):
 class StyleController(nn.Module):
     """Two embeddings to normalised settings: `forward(input, reference)`, `(batch, dimensions)` each, gives `(batch, settings)` from 0 to 1 (DeepAFx-ST, section 3.6).
 
-    It begins at `defaults`, normalised settings `(settings,)`.
+    It begins at `defaults`, normalised settings `(settings,)`. `paper_compat` has the public code's LeakyReLU.
     """
-    def __init__(self, dimensions, hidden, defaults):
+    def __init__(self, dimensions, hidden, defaults, paper_compat=False):
         super().__init__()
-        self.scale = dimensions ** 0.5
-        self.layers = nn.Sequential(nn.Linear(2 * dimensions, hidden), nn.PReLU(), nn.Linear(hidden, hidden), nn.PReLU(), nn.Linear(hidden, len(defaults)))
+        self.scale, activation = dimensions ** 0.5, nn.LeakyReLU if paper_compat else nn.PReLU
+        self.layers = nn.Sequential(nn.Linear(2 * dimensions, hidden), activation(), nn.Linear(hidden, hidden), activation(), nn.Linear(hidden, len(defaults)))
         with torch.no_grad():
             self.layers[-1].weight *= 0.1
             self.layers[-1].bias.copy_(torch.logit(torch.as_tensor(defaults).clamp(0.03, 0.97)))
@@ -59,17 +61,20 @@ class StyleController(nn.Module):
 class StyleTransfer(Pretrained):
     """Encoder, controller and effects (DeepAFx-ST, section 2): `predict(input, reference)`, both `(batch, 1, time)` at `ENCODER_RATE`, gives normalised settings `(batch, settings)`.
 
-    `effects` are names in `effects.chains.EFFECTS`, `encoder` a key of `encoder.ENCODERS` with its `encoder_arguments`, `hidden` the controller's width.
-    `presets` are names of productions that it knows without a recording (see `presets.learn_presets`). Raises `PaletteError` for unknown effects or encoders.
+    `effects` are names as of `effects.plugins.find_effect`, `encoder` a key of `encoder.ENCODERS` with its `encoder_arguments`, `hidden` the controller's width.
+    `presets` are names of productions that it knows without a recording (see `presets.learn_presets`). `strategy`, a key of `strategies.STRATEGIES` with its
+    `strategy_arguments`, says how gradients come. `paper_compat` is the controller's. Raises `PaletteError` for unknown effects, encoders or strategies.
     """
-    def __init__(self, effects=("equaliser", "compressor"), encoder="small", encoder_arguments=None, hidden=256, presets=()):
+    def __init__(self, effects=("equaliser", "compressor"), encoder="small", encoder_arguments=None, hidden=256, presets=(), strategy="ad", strategy_arguments=None, paper_compat=False):
         super().__init__()
-        self.arguments = {"effects": list(effects), "encoder": encoder, "encoder_arguments": dict(encoder_arguments or {}), "hidden": hidden, "presets": list(presets)}
-        self.effects = chain(*effects, name="production")
+        self.arguments = {"effects": list(effects), "encoder": encoder, "encoder_arguments": dict(encoder_arguments or {}), "hidden": hidden, "presets": list(presets),
+                          "strategy": strategy, "strategy_arguments": dict(strategy_arguments or {}), "paper_compat": paper_compat}
+        self.effects = chain(*map(find_effect, effects), name="production")
+        self.strategy = find_strategy(strategy, effects, **(strategy_arguments or {}))
         self.encoder = find_encoder(encoder, **(encoder_arguments or {}))
         for name, size in (("preset_embeddings", self.encoder.dimensions), ("preset_features", FEATURES)) if presets else ():
             self.register_buffer(name, torch.zeros(len(presets), size))
-        self.controller = StyleController(self.encoder.dimensions, hidden, self.effects.normalised().float())
+        self.controller = StyleController(self.encoder.dimensions, hidden, self.effects.normalised().float(), paper_compat)
 
     def embed(self, x):
         "What the encoder says of `x` `(batch, 1, time)` at `ENCODER_RATE`, levels aside: `(batch, dimensions)`."
@@ -94,6 +99,5 @@ class StyleTransfer(Pretrained):
         return self.render(x, sample_rate, self.controller(embeddings, embeddings[reference]))
 
     def render(self, x, sample_rate, normalised):
-        "`x` `(batch, channels, time)` through the effects with `normalised` settings, at its own rate; differentiable. Raises `PaletteError` as `Effect.render`."
-        with torch.autocast(x.device.type, enabled=False):  # filters and levels are no place for half precision
-            return self.effects.render(x, sample_rate, normalised.float())
+        "`x` `(batch, channels, time)` by the strategy with `normalised` settings, at its own rate; differentiable by them in training. Raises `PaletteError` as `Effect.render`."
+        return self.strategy(x, sample_rate, normalised)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..audio import write_audio
 from ..effects.chains import PRODUCTION, chain
+from ..effects.plugins import find_effect
 from .pairs import TESTED, TRAINED, StyleSegments
 from .presets import learn_presets
 from ..training import Task, train_model
@@ -55,7 +56,7 @@ def write_transfers(folder, model, batch, count=3):
 # %% ../../nbs/style_transfer/12_training.ipynb #task
 def _segments(tracks, recipe, seed, share=(0, 1), report=None, validating=False):
     "Pairs, as a recipe wants them."
-    effects = chain(*recipe.arguments.get("effects", ("equaliser", "compressor")))
+    effects = chain(*map(find_effect, recipe.arguments.get("effects", PRODUCTION)))
     return StyleSegments(tracks, effects, recipe.batch, recipe.seconds, recipe.sample_rates[0], TESTED if validating else TRAINED, not validating, seed, share, report=report)
 
 def _transfer_once(model, sample_rate):
@@ -64,7 +65,7 @@ def _transfer_once(model, sample_rate):
 
 def _with_presets(model, tracks):
     "The system with its presets, where it has the effects that they set."
-    return learn_presets(model, tracks) if set(PRODUCTION) <= set(model.arguments["effects"]) else model
+    return learn_presets(model, tracks) if set(PRODUCTION) <= set(model.arguments["effects"]) and model.strategy.interpretable else model
 
 STYLE = Task(_segments, StyleObjective, Unchanged(), write_transfers, _transfer_once, _with_presets)  # of systems that set effects by example
 
