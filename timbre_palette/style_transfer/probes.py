@@ -91,7 +91,7 @@ def load_old_checkpoint(path):
                     parts += [whole[copied:place], b"\x8a", bytes([len(binary)]), binary]  # the operation LONG1
                     copied = whole.index(b"\n", place) + 1
         return torch.load(io.BytesIO(b"".join([*parts, whole[copied:]])), map_location="cpu", weights_only=True)
-    except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, ArithmeticError, LookupError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise PaletteError(f"{path}: these weights cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__}); install their package again") from None
 
 # %% ../../nbs/style_transfer/26_probes.ipynb #cdpam
@@ -131,7 +131,7 @@ def of_system(system):
 # %% ../../nbs/style_transfer/26_probes.ipynb #registry
 REPRESENTATIONS = {"random-mel": random_mel, "openl3": openl3, "cdpam": cdpam}  # by name, what builds them
 
-# %% ../../nbs/style_transfer/26_probes.ipynb #style-examples
+# %% ../../nbs/style_transfer/26_probes.ipynb #style-example
 @dataclass(frozen=True)
 class StyleExample:
     "A recording `x` `(1, time)` at `sample_rate` Hz produced in a `style` of `STYLE_RANGES`, its peak at -12 dBFS, and the `path` of the file that it is from."
@@ -140,6 +140,7 @@ class StyleExample:
     style: str
     path: Path
 
+# %% ../../nbs/style_transfer/26_probes.ipynb #style-examples
 def style_examples(tracks, effects, count=60, seconds=5.0, seed=0, paper_compat=False, progress=None):
     """A list of `StyleExample`s: `count` of each style, random segments of `tracks` through `effects`, an `Effect` (DeepAFx-ST, section 4.4).
 
@@ -173,7 +174,7 @@ def embed_examples(embed, examples, batch=8, progress=None):
                 progress(done)
     return torch.stack([found[number] for number in range(len(examples))])
 
-# %% ../../nbs/style_transfer/26_probes.ipynb #train-probe
+# %% ../../nbs/style_transfer/26_probes.ipynb #probe
 @dataclass(frozen=True)
 class Probe:
     "One linear layer: called with embeddings `(n, dimensions)` it gives scores `(n, classes)`, after `mean` is taken off and the rest divided by `deviation`, `(dimensions,)` both."
@@ -185,6 +186,7 @@ class Probe:
     def __call__(self, embeddings):
         return nn.functional.linear((embeddings - self.mean) / self.deviation, self.weight, self.bias)
 
+# %% ../../nbs/style_transfer/26_probes.ipynb #train-probe
 def train_probe(embeddings, labels, epochs=400, standardise=False, learning_rate=1e-3, batch=16, seed=0):
     """A `Probe` trained on `embeddings` `(n, dimensions)` and `labels` `(n,)`, whole numbers from 0 up (DeepAFx-ST, section 4.4).
 
@@ -217,7 +219,7 @@ def f1_scores(predicted, labels, classes):
         scores[name] = 2 * int((guessed & there).sum()) / max(1, int(guessed.sum()) + int(there.sum()))
     return {**scores, "Avg": sum(scores.values()) / len(scores)}
 
-# %% ../../nbs/style_transfer/26_probes.ipynb #probe-rows
+# %% ../../nbs/style_transfer/26_probes.ipynb #probe-scores
 PROBE_COLUMNS = (*(style.capitalize() for style in STYLE_RANGES), "Avg")  # as in the paper's Table 4
 
 def probe_scores(train_embeddings, train_labels, test_embeddings, test_labels, **options):
@@ -225,10 +227,12 @@ def probe_scores(train_embeddings, train_labels, test_embeddings, test_labels, *
     probe = train_probe(train_embeddings, train_labels, **options)
     return f1_scores(probe(test_embeddings).argmax(1), test_labels, PROBE_COLUMNS[:-1])
 
+# %% ../../nbs/style_transfer/26_probes.ipynb #style-labels
 def style_labels(examples):
     "The numbers `(examples,)` of the styles of `StyleExample`s, by their place in `STYLE_RANGES`."
     return torch.tensor([list(STYLE_RANGES).index(example.style) for example in examples])
 
+# %% ../../nbs/style_transfer/26_probes.ipynb #probe-rows
 def probe_rows(representations, train, test, batch=8, progress=None, **options):
     """Rows with `features`, the F1 scores of `PROBE_COLUMNS` and a `remark`, one for each of `representations`, a dictionary of builders such as `REPRESENTATIONS` (DeepAFx-ST, Table 4).
 
