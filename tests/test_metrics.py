@@ -11,8 +11,8 @@ from pesq import pesq
 from scipy.signal import butter, sosfiltfilt
 
 from timbre_palette.audio import PaletteError, db_to_gain, rms_db
-from timbre_palette.metrics import (BANDS_HZ, MEL_DEFINITIONS, PRODUCTION_MEASURES, _mel_filters, band_energies, band_levels, centroid_error_hz, crest_error_db,
-                                    loudness_error, mel_distance, pesq_mos, rms_error_db)
+from timbre_palette.metrics import (BANDS_HZ, MEL_DEFINITIONS, PRODUCTION_MEASURES, band_energies, band_levels, centroid_error_hz, crest_error_db,
+                                    loudness_error, mel_distance, mel_filters, pesq_mos, rms_error_db)
 from timbre_palette.synth import demo_clip
 
 BASS, MIDS, HIGHS = BANDS_HZ
@@ -104,7 +104,7 @@ def test_mel_distance_is_that_of_auraloss(rate):
 @pytest.mark.parametrize("rate", [2000, 22050, 96000])
 def test_mel_filters_are_librosas(rate):
     theirs = librosa.filters.mel(sr=rate, n_fft=4096, n_mels=40)
-    assert np.allclose(_mel_filters(rate, 4096, 40), theirs, atol=1e-6 * theirs.max())
+    assert np.allclose(mel_filters(rate, 4096, 40), theirs, atol=1e-6 * theirs.max())
 
 
 def test_mel_distance_of_other_content_is_less_for_the_same_production(song):

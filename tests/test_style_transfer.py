@@ -31,7 +31,7 @@ from timbre_palette.style_transfer.pairs import TESTED, TRAINED, Change, Draw, S
 from timbre_palette.style_transfer.presets import AUTOMATIC, learn_presets
 from timbre_palette.style_transfer.refine import FEATURES, refine, style_distance, style_features
 from timbre_palette.style_transfer.scores import by_rules, by_system, realistic_pairs, score_pairs, summarise_scores, synthetic_pairs, untouched
-from timbre_palette.style_transfer.styles import STYLE_RANGES, draw_style
+from timbre_palette.style_transfer.styles import PAPER_STYLE_RANGES, STYLE_RANGES, draw_style
 from timbre_palette.style_transfer.system import LONGEST_S, StyleTransfer, heard_excerpt
 from timbre_palette.style_transfer.training import StyleObjective, train_style
 from timbre_palette.synth import demo_clip
@@ -352,12 +352,23 @@ def test_a_refused_preset_names_those_there_are(system):
         StyleTransfer(**SMALL).find_preset("warm")
 
 
-def test_styles_are_drawn_within_their_ranges():
+@pytest.mark.parametrize("paper_compat, styles", ((False, STYLE_RANGES), (True, PAPER_STYLE_RANGES)))
+def test_styles_are_drawn_within_their_ranges(paper_compat, styles):
     effects = production()
-    for style, ranges in STYLE_RANGES.items():
-        drawn = effects.physical(draw_style(effects, style, 50, np.random.default_rng(0)).double())
+    for style, ranges in styles.items():
+        drawn = effects.physical(draw_style(effects, style, 50, np.random.default_rng(0), paper_compat).double())
         for name, (low, high) in ranges.items():
             assert low - 1e-3 * abs(low) - 1e-3 <= drawn[name].min() and drawn[name].max() <= high + 1e-3 * abs(high) + 1e-3, (style, name)
+
+
+def test_warm_is_dull_unless_the_published_ranges_are_asked_for():
+    "DeepAFx-ST's public code boosts warm's high shelf by 14 to 20 dB; its times are from 10 to 90 %, its telephone's release shorter than ours can be."
+    effects = production()
+    ours, theirs = (effects.physical(draw_style(effects, "warm", 200, np.random.default_rng(0), compat).double())["equaliser_high_shelf_gain_db"] for compat in (False, True))
+    assert ours.max() < 0 and 14 - 1e-3 <= theirs.min() < 15 and 19 < theirs.max() <= 20 + 1e-3
+    assert set(PAPER_STYLE_RANGES) == set(STYLE_RANGES) and PAPER_STYLE_RANGES["telephone"]["compressor_release_ms"] == (5.0, pytest.approx(60 / math.log(9)))
+    known = {parameter.name: parameter for parameter in effects.parameters}
+    assert all(known[name].low <= low <= high <= known[name].high for ranges in PAPER_STYLE_RANGES.values() for name, (low, high) in ranges.items())
 
 
 # --- refinement
@@ -430,6 +441,8 @@ def test_every_style_is_brought_to_every_style(tracks):
     assert [pair.name for pair in pairs] == [f"{style} to {wanted}" for style in STYLE_RANGES for wanted in STYLE_RANGES for _ in range(2)]
     assert len({pair.name for pair in pairs}) == 25 and all(pair.target is None for pair in pairs)
     assert set(score_pairs({"input": untouched}, pairs[:1])[0]) == {"method", "pair", "MSD", "SCE", "RMS", "LUFS"}
+    plain, compat = (list(realistic_pairs(tracks, production(), 1, 0.5, paper_compat=paper_compat)) for paper_compat in (False, True))
+    assert torch.equal(plain[0].input, next(realistic_pairs(tracks, production(), 1, 0.5)).input) and not torch.equal(plain[0].input, compat[0].input)
     with pytest.raises(PaletteError, match="two tracks"):
         next(realistic_pairs(tracks[:1], production()))
 
