@@ -15,7 +15,7 @@ PACKAGE, NOTEBOOKS = ROOT / "timbre_palette", ROOT / "nbs"
 # Imports go from a layer to itself or to one above it, never down.
 LAYERS = [{"audio", "synth", "filters", "loudness"}, {"effects", "anchors"}, {"losses", "metrics"}, {"checkpoint"},
           {"model", "graybox", "blackbox", "baselines"}, {"songs"}, {"data", "material"}, {"recipe"}, {"polish", "training"}, {"mastering", "streaming"}, {"player"}, {"enhance", "blend", "colours"},
-          {"evaluation", "figures", "reach", "analysis", "stability"}, {"style_transfer"}, {"timbre_transfer"}, {"experiments"}, {"export", "tables", "bench", "explore", "compare", "listening", "demo", "cli", "pages"}]
+          {"evaluation", "figures", "reach", "analysis", "stability"}, {"experiments"}, {"tables"}, {"style_transfer"}, {"timbre_transfer"}, {"export", "bench", "explore", "compare", "listening", "demo", "cli", "pages"}]
 WIDGETS = {"player", "explore", "compare", "listening"}  # the rooms that may lean on Jupyter's packages
 FORBIDDEN = {("timbre_transfer", "style_transfer")}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROWS', 'SINGLE_SEED', 'LABELS', 'SURVIVAL', 'LEARNING_RATE', 'TABLE_1', 'PAPER_PARAMETERS', 'PAPER_HOURS',
            'PAPER_SCORES', 'EDGES', 'NUMBERS', 'MATERIAL', 'OPEN', 'RANKED', 'Row', 'plan_units', 'mean_and_interval',
-           'rank', 'quality_rows', 'backbone_rows', 'survival_records', 'show_survival', 'cost_rows',
+           'rank', 'quality_rows', 'backbone_rows', 'survival_records', 'show_survival', 'find_commit', 'cost_rows',
            'architecture_rows', 'render_blends', 'listening_rows', 'continuity_rows', 'edge_rows', 'show_quality',
            'show_listening', 'show_backbones', 'Experiments', 'Table', 'make_tables', 'describe_experiments',
            'write_tables']
@@ -197,7 +197,7 @@ def show_survival(records):
              "of": str(row["asked"]), "epochs": f"{row['epochs']:.2g}", "first not finite": row["where"]} for row in stability_rows(records)]
 
 # %% ../nbs/39_tables.ipynb #costs
-def _commit():
+def find_commit():
     "The commit of the checkout this package is run from, None where it was installed otherwise."
     try:
         done = subprocess.run(["git", "-C", str(Path(timbre_palette.__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
@@ -219,7 +219,7 @@ def cost_rows(numbers, budget, folder, seconds=5.0, rounds=3):
     for label, row in trained.items():
         path = unit_folder(folder, row.units[0], seed) / "cost.json"
         if label in here:
-            write_text(path, json.dumps({"times": speeds[label], "commit": _commit()}))
+            write_text(path, json.dumps({"times": speeds[label], "commit": find_commit()}))
         parameters = describe_baselines((row.units[0].baseline,))[0].get("parameters")
         costs[label] = {"times": keep(path, dict).get("times"), "elsewhere": label not in here, "parameters": parameters and parameters * len(row.units),
                         "minutes": sum(read_card(folder, unit, seed)["minutes"] for unit in row.units),
@@ -506,7 +506,7 @@ def describe_experiments(experiments):
     "Where the figures come from: a dictionary."
     cards = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(experiments.folder.glob("units/*/best/card.json"))]
     splits = load_splits(experiments.data)
-    return {"version": timbre_palette.__version__, "commit": _commit(), "budget": asdict(experiments.budget), "minutes_heard": round(experiments.budget.minutes, 1),
+    return {"version": timbre_palette.__version__, "commit": find_commit(), "budget": asdict(experiments.budget), "minutes_heard": round(experiments.budget.minutes, 1),
             "data": {name: describe_tracks(tracks) for name, tracks in splits.items()}, "scored_on": {name: [track.name for track in tracks] for name, tracks in experiments.material.items()},
             "hardware": sorted({card["hardware"] for card in cards}), "torch": sorted({card["torch"] for card in cards}), "units": len([card for card in cards if "curve" in card]),
             "minutes_of_training": round(sum(card.get("minutes", 0) for card in cards), 1), "kept": _kept_units(experiments)}

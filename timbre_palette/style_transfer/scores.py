@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..audio import PaletteError, read_audio
+from ..audio import PaletteError, read_audio, resample
 from ..losses import MultiResolutionSTFTLoss
 from ..metrics import PRODUCTION_MEASURES
 from .match import match
@@ -47,19 +47,21 @@ class Pair:
     name: str
     target: torch.Tensor | None = None
 
-def synthetic_pairs(tracks, effects, seconds=10.0, draw=TESTED, seed=0, same=False):
+def synthetic_pairs(tracks, effects, seconds=10.0, draw=TESTED, seed=0, same=False, sample_rate=None):
     """A `Pair` of each of `tracks` with a known target: a random segment of `seconds`, twice through `effects` with random settings (see `pairs.draw_settings`), a generator.
-    The reference is the half that the input is not, or with `same` the same half, which is the answer itself, heard.
+    The reference is the half that the input is not, or with `same` the same half, which is the answer itself, heard. With a `sample_rate`, mixed to mono and at that rate, in place of the track's own.
 
     Raises `PaletteError` as `read_audio`.
     """
     for number, track in enumerate(tracks):
         rng = np.random.default_rng([seed, number])
-        x = loud_segment(track, seconds, rng)
-        one, other = (produce(x, track.sample_rate, effects, draw_settings(effects, 1, rng, draw))[0] for _ in range(2))
+        x, rate = loud_segment(track, seconds, rng), sample_rate or track.sample_rate
+        if sample_rate:
+            x = torch.tensor(resample(x[0].mean(0, keepdim=True).numpy(), track.sample_rate, sample_rate))[None]
+        one, other = (produce(x, rate, effects, draw_settings(effects, 1, rng, draw))[0] for _ in range(2))
         half, late = x.shape[-1] // 2, bool(rng.integers(2))
         here, there = (slice(half, 2 * half), slice(0, half)) if late else (slice(0, half), slice(half, 2 * half))
-        yield Pair(one[:, here], other[:, here if same else there], track.sample_rate, track.name, other[:, here])
+        yield Pair(one[:, here], other[:, here if same else there], rate, track.name, other[:, here])
 
 def realistic_pairs(tracks, effects, times=10, seconds=5.0, seed=0, paper_compat=False):
     """`Pair`s without a target: each style of `STYLE_RANGES` brought to each, itself included, `times` each, of two different `tracks` of one rate, a generator (DeepAFx-ST, section 4.2).
