@@ -95,7 +95,7 @@ def make_parser():
 
     train = commands.add_parser("train", help="train a model on songs", epilog="example: timbre-palette train graybox --data songs/ -o runs/graybox --set steps=500",
                                 description="The same command again goes on where a run was stopped. Behind 'accelerate launch' it trains on several GPUs or machines.")
-    train.add_argument("recipe", help="graybox, blackbox, waveunet-v2, paper-v1, paper-v2; style-music or style-speech, for match; a YAML file; or the card.json of any weights, to make them again")
+    train.add_argument("recipe", help="graybox, blackbox, waveunet-v2, paper-v1, paper-v2; style-music or style-speech, for match; proxy-equaliser-music and the like; a YAML file; or the card.json of any weights, to make them again")
     train.add_argument("-d", "--data", nargs="+", action="extend", required=True, metavar="PLACE", help=DATA_HELP)
     train.add_argument("-o", "--out", metavar="FOLDER", help="where the run is kept; the weights are in its folder best")
     train.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="settings of the recipe to change, such as steps=500 seed=1")
@@ -143,14 +143,16 @@ def make_parser():
     export.add_argument("--time", action="store_true", help="also time it beside torch")
     export.set_defaults(run=run_export)
 
-    tables = commands.add_parser("tables", help="regenerate the paper's tables, ours beside its own", epilog="example: timbre-palette tables --budget cpu --data songs/ --solos takes/ -o tables",
+    tables = commands.add_parser("tables", help="regenerate a paper's tables, ours beside its own", epilog="example: timbre-palette tables --budget cpu --data songs/ --solos takes/ -o tables",
                                  description="Trains and scores what the tables compare, each network in a folder of its own, and writes Markdown, CSV and JSON. The same command again goes on where it was stopped.")
-    tables.add_argument("-b", "--budget", default="tiny", help="tiny: to see that it runs, minutes; cpu: 950 small steps for each network, hours; full: the paper's steps, on a GPU (default: %(default)s)")
+    tables.add_argument("-p", "--paper", default="timbrepalette", help="timbrepalette, tables 1 to 7, or deepafx-st, tables 1 to 5 (default: %(default)s)")
+    tables.add_argument("-b", "--budget", default="tiny", help="tiny: to see that it runs, minutes; cpu: hours; full: for a GPU; the reports say how many steps that is (default: %(default)s)")
     tables.add_argument("-d", "--data", metavar="PLACE", help="a folder of songs with train, val and test in it, MUSDB18-HQ or DSD100 (default: a few synthesised ones)")
-    tables.add_argument("--solos", nargs="+", metavar="FOLDER", help="folders of dry takes of solo instruments (default: four synthesised ones)")
+    tables.add_argument("--speech", metavar="PLACE", help="for deepafx-st: a folder of speech with train and test in it (default: a few synthesised recordings)")
+    tables.add_argument("--solos", nargs="+", metavar="FOLDER", help="folders of dry takes of solo instruments (default: four synthesised ones; for deepafx-st: none)")
     tables.add_argument("-o", "--out", required=True, metavar="FOLDER", help="where everything is kept; the tables are in its folder tables")
-    tables.add_argument("-t", "--tables", nargs="+", type=int, default=list(range(1, 8)), metavar="N", help="which tables, 1 to 7; Figure 3's numbers go with 6 (default: all)")
-    tables.add_argument("--kept", metavar="FOLDER", help="units that were kept without their weights, as NAME-SEED.json; they count as trained")
+    tables.add_argument("-t", "--tables", nargs="+", type=int, metavar="N", help="which tables; Figure 3's numbers go with 6 (default: all)")
+    tables.add_argument("--kept", metavar="FOLDER", help="what was kept of units without their weights; they count as trained")
     tables.add_argument("--write", action="store_true", help="train nothing and score no network, only write tables of what is there")
     tables.add_argument("--device", default="auto", help="cpu, cuda or xpu (default: %(default)s, a GPU if there is one)")
     tables.set_defaults(run=run_tables)
@@ -601,7 +603,21 @@ def _style_task():
         return write_table([{name: f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value) for name, value in row.items()} for row in rows])
     return train_style, score, show
 
-_TASKS = {"StyleTransfer": _style_task}  # by a recipe's model; every other one renders styles
+def _proxy_task():
+    "Proxies of effects, in the same three functions."
+    from timbre_palette.evaluation import write_table
+    from timbre_palette.style_transfer.proxy_training import score_proxies, train_proxy
+
+    def score(model, name, tracks, progress):
+        "Against the effect, beside a wire."
+        return score_proxies({name: model}, model.effect, tracks)
+
+    def show(rows):
+        "Three digits behind the point."
+        return write_table([{key: f"{value:.3f}" if isinstance(value, float) else str(value) for key, value in row.items()} for row in rows])
+    return train_proxy, score, show
+
+_TASKS = {"StyleTransfer": _style_task, "EffectProxy": _proxy_task}  # by a recipe's model; every other one renders styles
 
 def run_train(options):
     """What `timbre-palette train` does: train, score where there is a test split, and write both into the card.
@@ -732,19 +748,37 @@ def run_bench(options):
     return 0
 
 # %% ../nbs/44_cli.ipynb #run-tables
+def _palette_tables(options):
+    "TimbrePalette's tables: their numbers, a function that opens the folder, one that makes them, one that says where figures come from."
+    from timbre_palette.experiments import find_budget
+    from timbre_palette.tables import NUMBERS, Experiments, describe_experiments, make_tables
+    return NUMBERS, lambda: Experiments(options.out, find_budget(options.budget), options.data, options.solos, _report, options.kept), make_tables, describe_experiments
+
+def _style_tables(options):
+    "DeepAFx-ST's tables, in the same four."
+    from timbre_palette.style_transfer.experiments import find_style_budget
+    from timbre_palette.style_transfer.tables import STYLE_NUMBERS, StyleExperiments, describe_style_experiments, make_style_tables
+    return (STYLE_NUMBERS, lambda: StyleExperiments(options.out, find_style_budget(options.budget), options.data, options.speech, options.solos, _report, options.kept),
+            make_style_tables, describe_style_experiments)
+
+_TABLES = {"timbrepalette": _palette_tables, "deepafx-st": _style_tables}  # by paper
+
 def run_tables(options):
     "What `timbre-palette tables` does. Raises `PaletteError`, of which `run` makes one line and exit code 2."
     from tqdm import tqdm
     from timbre_palette.audio import PaletteError, keep_freed_memory
-    from timbre_palette.experiments import find_budget
-    from timbre_palette.tables import NUMBERS, Experiments, describe_experiments, make_tables, write_tables
-    unknown = sorted(set(options.tables) - set(NUMBERS))
+    from timbre_palette.tables import write_tables
+    if options.paper not in _TABLES:
+        raise PaletteError(f"unknown paper {options.paper!r}; use {' or '.join(_TABLES)}")
+    known, begin, make, describe = _TABLES[options.paper](options)
+    numbers = known if options.tables is None else options.tables
+    unknown = sorted(set(numbers) - set(known))
     if unknown:
-        raise PaletteError(f"there is no table {unknown[0]}; use some of {', '.join(map(str, NUMBERS))}")
+        raise PaletteError(f"there is no table {unknown[0]}; use some of {', '.join(map(str, known))}")
     keep_freed_memory()
-    experiments = Experiments(options.out, find_budget(options.budget), options.data, options.solos, _report, options.kept)
+    experiments = begin()
     try:
-        jobs = [] if options.write else experiments.jobs(options.tables, options.device)
+        jobs = [] if options.write else experiments.jobs(numbers, options.device)
         with tqdm(total=len(jobs), leave=False, disable=None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
             for number, (what, work) in enumerate(jobs):
                 def progress(done, total, number=number):
@@ -754,11 +788,11 @@ def run_tables(options):
                 bar.set_description(what)
                 work(progress)
                 progress(1, 1)
-        tables = make_tables(experiments, options.tables)
+        tables = make(experiments, numbers)
     except KeyboardInterrupt:
         print("timbre-palette: stopped; the same command goes on from there, and --write shows what is there", file=sys.stderr)
         return 130
-    folder = write_tables(tables, describe_experiments(experiments), Path(options.out) / "tables")
+    folder = write_tables(tables, describe(experiments), Path(options.out) / "tables")
     _show(f"{folder}: {', '.join(table.name for table in tables)}")
     return 0
 
