@@ -75,9 +75,11 @@ def match(samples, sample_rate, reference=None, reference_rate=None, preset=AUTO
     """A `Preset` that gives NumPy `samples` `(channels, time)` the production of a `reference` `(channels, time)`, of other content, rate and number of channels, or without one of a `preset` by its name.
 
     `model` as in `find_system`; `steps` of refinement, during which `progress(done, total)` is called; without `level` the make-up gain, in dB, stays the network's guess. `about` is what the preset
-    shall say about itself. Of both at most `LONGEST_S` is heard. Raises `PaletteError` for silence on either side, or an unknown preset or model.
+    shall say about itself. Of both at most `LONGEST_S` is heard. Raises `PaletteError` for silence on either side, an unknown preset or model, or one whose strategy has no settings to be read.
     """
     system = find_system(model)
+    if not system.strategy.interpretable:
+        raise PaletteError("what this system sets is its own network's, and its numbers mean nothing outside of it; use one that sets effects")
     effects, heard, gain_db = system.effects, _named("the input", heard_excerpt, samples, sample_rate), PEAK_DB - peak_db(samples)
     with torch.no_grad():
         if reference is None:
