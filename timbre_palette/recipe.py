@@ -101,8 +101,9 @@ RECIPES = {  # by name
     "style-speech": Recipe("StyleTransfer", {"presets": ["released", "telephone", "bright", "warm", "broadcast", "neutral"]}, start="style-music", loss="production", steps=1200, batch=4, seconds=5.46,
                            sample_rates=(24000,), optimiser="Adam", learning_rate=5e-4, clip=4.0, ema=0.995, validate_every=100, validation_batches=12),
     "paper-v1": Recipe("ConditionalWaveUNet", {"version": "v1"}, **_PAPER),
-    **{f"proxy-{effect}-{kind}": Recipe("EffectProxy", {"effect": effect}, loss="production", precision="bfloat16", steps=1600, batch=4, seconds=0.683, sample_rates=(24000,), optimiser="Adam",
-                                        learning_rate=2e-3, clip=4.0, ema=0.99, validate_every=100, validation_batches=12) for effect in ("equaliser", "compressor") for kind in ("music", "speech")},
+    **{f"proxy-{effect}-{kind}": Recipe("EffectProxy", {"effect": effect}, loss="production", precision="bfloat16", steps=steps, batch=batch, seconds=seconds, sample_rates=(24000,), optimiser="Adam",
+                                        learning_rate=8e-3, clip=4.0, ema=0.99, validate_every=200, validation_batches=16)
+       for effect, steps, batch, seconds in (("equaliser", 3000, 8, 0.171), ("compressor", 1200, 4, 0.683)) for kind in ("music", "speech")},
 }
 
 # %% ../nbs/19_recipe.ipynb #find-recipe

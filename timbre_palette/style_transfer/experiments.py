@@ -201,7 +201,7 @@ def score_method(method, name, material, budget, folder, columns=COLUMNS, progre
     return records
 
 # %% ../../nbs/style_transfer/28_experiments.ipynb #gradients
-EPSILONS = (5e-5, EPSILON, 5e-3, 5e-2)
+EPSILONS = (5e-5, EPSILON, 5e-3, 5e-2)  # of a setting's range
 
 class _Differences(torch.nn.Module):
     "The gradient by one knob at a time, both ways."

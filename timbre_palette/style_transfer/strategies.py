@@ -69,6 +69,7 @@ class Perturbation(nn.Module):
         self.register_buffer("tosses", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x, sample_rate, normalised):
+        "`x` `(batch, channels, time)` with `normalised` settings `(batch, settings)`. Raises `PaletteError` as `Effect.render`."
         with torch.autocast(x.device.type, enabled=False):
             normalised = normalised.float()
             if not (torch.is_grad_enabled() and normalised.requires_grad):
@@ -97,6 +98,7 @@ class Proxied(nn.Module):
         self.sizes = [len(effect.parameters) for effect in self.effects]
 
     def forward(self, x, sample_rate, normalised):
+        "`x` `(batch, channels, time)` with `normalised` settings `(batch, settings)`. Raises `PaletteError` as `Effect.render`."
         heard = self.heard[0] if self.training else self.heard[1]
         guided = self.training or not heard
         for effect, proxy, settings in zip(self.effects, self.proxies, normalised.float().split(self.sizes, -1)):
@@ -121,6 +123,7 @@ class EndToEnd(nn.Module):
         self.networks = nn.ModuleList(ConditionedTCN(size, **arguments) for size in self.sizes)
 
     def forward(self, x, sample_rate, normalised):
+        "`x` `(batch, channels, time)` with `normalised` settings `(batch, settings)`."
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.training):
             for network, settings in zip(self.networks, normalised.float().split(self.sizes, -1)):
                 x = network(x.float(), settings)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BESIDE', 'PAPER_SCORES_1', 'PAPER_SCORES_2', 'PAPER_SCORES_3', 'PAPER_COSTS', 'STYLE_NUMBERS', 'UNTRAINED',
-           'shipped_system', 'style_methods', 'score_rows', 'show_scores', 'synthesise_speech', 'StyleExperiments',
-           'make_style_tables', 'describe_style_experiments', 'keep_style']
+           'shipped_system', 'style_methods', 'score_rows', 'show_style_scores', 'synthesise_speech',
+           'StyleExperiments', 'make_style_tables', 'describe_style_experiments', 'keep_style']
 
 # %% ../../nbs/style_transfer/33_tables.ipynb #imports
 import json
@@ -66,7 +66,8 @@ def _printed(text):
     "A row of figures."
     return dict(zip(COLUMNS, map(float, text.split())))
 
-PAPER_SCORES_1 = {name: {corpus: _printed(text) for corpus, text in zip(("LibriTTS", "DAPS", "VCTK"), row.split("|"))} for name, row in {
+PAPER_SCORES_1 = {  # of Table 1, as printed
+    name: {corpus: _printed(text) for corpus, text in zip(("LibriTTS", "DAPS", "VCTK"), row.split("|"))} for name, row in {
     "Input": "3.765 1.187 2.180 687.5 6.983 2.426|3.684 1.179 2.151 641.7 6.900 2.314|3.672 1.254 2.008 815.4 7.783 2.532",
     "RB-DSP": "3.856 0.943 1.955 410.3 4.204 1.674|3.787 0.917 1.882 399.7 3.705 1.481|3.709 1.101 1.911 657.6 5.039 2.018",
     "cTCN 1": "4.258 0.405 0.887 128.4 2.237 1.066|4.185 0.419 0.884 124.6 2.098 1.006|4.181 0.467 0.891 173.8 2.651 1.165",
@@ -77,7 +78,8 @@ PAPER_SCORES_1 = {name: {corpus: _printed(text) for corpus, text in zip(("LibriT
     "SPSA": "4.180 0.635 1.406 219.5 3.263 1.600|4.099 0.645 1.379 213.6 2.989 1.511|4.023 0.730 1.359 301.6 3.535 1.737",
     "AD": "4.310 0.388 0.882 111.5 1.828 0.823|4.222 0.416 0.895 109.0 1.758 0.799|4.218 0.481 0.924 152.7 2.317 1.006",
 }.items()}
-PAPER_SCORES_2 = {name: {corpus: _printed(text) for corpus, text in zip(("MTG-Jamendo, 24 kHz", "MTG-Jamendo, 44.1 kHz", "MUSDB18, 44.1 kHz"), row.split("|"))} for name, row in {
+PAPER_SCORES_2 = {  # of Table 2, as printed
+    name: {corpus: _printed(text) for corpus, text in zip(("MTG-Jamendo, 24 kHz", "MTG-Jamendo, 44.1 kHz", "MUSDB18, 44.1 kHz"), row.split("|"))} for name, row in {
     "Input": "2.927 1.198 6.088 646.5 6.695 2.518|2.874 1.109 4.454 767.7 6.793 inf|2.900 1.252 4.342 1088.3 5.940 2.312",
     "RB-DSP": "2.849 0.925 4.422 263.2 4.254 1.706|2.931 0.887 3.355 342.0 4.749 1.882|2.994 0.821 3.052 379.4 4.078 1.665",
     "cTCN 1": "3.402 0.547 2.294 160.9 3.261 1.483|3.168 0.876 2.921 494.4 4.372 2.070|3.121 0.896 2.956 730.4 4.548 2.231",
@@ -91,7 +93,8 @@ PAPER_SCORES_2 = {name: {corpus: _printed(text) for corpus, text in zip(("MTG-Ja
     "SPSA": "3.173 0.716 3.024 210.1 2.809 1.344|3.172 0.759 2.458 386.2 2.839 1.311|3.126 0.789 2.321 574.4 2.925 1.394",
     "AD": "3.355 0.488 2.149 144.7 2.167 1.005|3.400 0.585 1.824 304.4 2.425 1.106|3.396 0.608 1.695 456.1 2.559 1.197",
 }.items()}
-PAPER_SCORES_3 = {name: {corpus: dict(zip(COLUMNS[2:], map(float, text.split()))) for corpus, text in zip(("DAPS", "MUSDB18"), row.split("|"))} for name, row in {
+PAPER_SCORES_3 = {  # of Table 3, as printed
+    name: {corpus: dict(zip(COLUMNS[2:], map(float, text.split()))) for corpus, text in zip(("DAPS", "MUSDB18"), row.split("|"))} for name, row in {
     "Input": "10.4 1041.7 10.4 3.6|8.4 2607.4 9.4 3.8", "RB-DSP": "8.9 517.2 5.8 2.4|6.5 915.4 8.6 3.7", "NP-HH (S)": "9.8 636.6 12.9 5.9|7.0 1512.7 10.0 4.5",
     "SPSA": "8.0 360.1 5.1 2.5|5.5 1297.0 4.6 2.1", "AD": "7.8 278.1 5.2 2.4|4.8 947.6 3.8 1.7",
 }.items()}
@@ -125,7 +128,7 @@ def score_rows(scored, printed, corpus, columns=COLUMNS):
 
 _DIGITS = {"PESQ": 2, "STFT": 3, "MSD": 2, "SCE": 0, "RMS": 2, "LUFS": 2, "gain": 1}
 
-def show_scores(rows, columns=COLUMNS):
+def show_style_scores(rows, columns=COLUMNS):
     "Rows of `score_rows` as text: ours, and in brackets the paper's."
     shown = []
     for row in rows:
@@ -235,7 +238,7 @@ class StyleExperiments:
         return of_system(find_style_unit(method, kind, self.folder) if method.strategy else find_system(kind))
 
     def probed(self, kind, features, progress=None):
-        "A row of Table 4 for a kind of recordings, kept unless it could not be had."
+        "The row of Table 4 called `features`, a name in `represented`, for a kind of recordings, kept unless it could not be had."
         path = self.folder / "probes" / kind / f"{_slug(features)}.json"
         if not path.is_file():
             if kind not in self._examples:
@@ -287,7 +290,7 @@ def _scored_table(experiments, number, name):
     notes = [f"In brackets the paper's figures, on {_CORPORA[name]}. Its RMS is converted to decibels (divided by 2.303)."]
     if number != 3:
         notes.append("Gain: how much of the MR-STFT of the untouched input is gone.")
-    return Table(f"style{number}_{name.replace('-', '_')}", f"{_TITLES[number]}, on {_HEARD[name]}", rows, show_scores(rows, columns), tuple(notes))
+    return Table(f"style{number}_{name.replace('-', '_')}", f"{_TITLES[number]}, on {_HEARD[name]}", rows, show_style_scores(rows, columns), tuple(notes))
 
 def _probe_table(experiments, kind, corpus):
     "Table 4 on a kind of recordings."
