@@ -154,6 +154,7 @@ def test_a_stretched_sound_keeps_its_pitch():
             x = stretch(torch.tensor(sine(hz, 3.0)), factor).numpy()
             assert len(x) == round(3.0 * ENCODER_RATE * factor) and abs(pitch_of(x) - hz) < 1
             assert 0.9 < np.abs(x[len(x) // 4:3 * len(x) // 4]).max() < 1.1
+    assert len(stretch(torch.tensor(sine(hz, 0.2)), 1 + 1e-9)) == round(0.2 * ENCODER_RATE)  # whose last place is the last frame, once rounded
 
 
 @pytest.mark.parametrize("change, pitch, length", ((Change(), 1, 1), (Change(2.0), 2 ** (1 / 6), 2 ** (-1 / 6)), (Change(0.0, 1.1), 1, 1.1), (Change(-2.0, 0.9), 2 ** (-1 / 6), 0.9)))

@@ -50,7 +50,8 @@ def stretch(x, factor, n_fft=2048):
     hop, window = n_fft // 4, torch.hann_window(n_fft)
     spectrum = torch.stft(torch.nn.functional.pad(x, (0, n_fft)), n_fft, hop, window=window, pad_mode="constant", return_complex=True)
     place = torch.arange(0, spectrum.shape[1] - 1, 1 / factor)
-    before, share = place.long(), place.frac()
+    before = place.long().clamp(max=spectrum.shape[1] - 2)  # rounding can bring the last place to the end
+    share = place - before
     magnitude = torch.lerp(spectrum.abs()[:, before], spectrum.abs()[:, before + 1], share)
     expected = (2 * math.pi * hop / n_fft * torch.arange(n_fft // 2 + 1))[:, None]
     turned = spectrum.angle().diff(dim=1) - expected
