@@ -257,7 +257,7 @@ def _timed(work, rounds, device="cpu"):
         taken.append(time.perf_counter() - begun)
     return median(taken[1:])
 
-def style_cost_rows(budget, proxies="speech", seconds=5.0, strategies=("ctcn-1", "ctcn-2", "np", "np-hh", "np-fh", "spsa", "ad"), rules=True):
+def style_cost_rows(budget, proxies="music", seconds=5.0, strategies=("ctcn-1", "ctcn-2", "np", "np-hh", "np-fh", "spsa", "ad"), rules=True):
     """Rows with `strategy`, seconds of a training `step`, seconds of rendering per second of mono at 24 kHz on `cpu` and `gpu` (None without one), `parameters` in place of effects and whether settings are `interpretable`.
 
     The batch is that of the budget. Raises `PaletteError` as `strategies.find_strategy`.
