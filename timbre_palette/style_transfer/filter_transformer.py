@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RANGE_HZ', 'BANDS_HZ', 'BAND_Q', 'ATTACK_MS', 'RELEASE_MS', 'ROOM', 'DRIVE', 'FILTERS', 'EQ_AND_COMPRESSOR',
-           'EXPERIMENTS', 'PRINTED', 'FILTER_WINDOWS', 'FILTER_HOP', 'WAVE_WEIGHT', 'SECONDS', 'STRATEGIES', 'BATCH',
-           'PROXY_BATCH', 'six_bands', 'two_knobs', 'filter_chain', 'filter_loss', 'distances', 'draw_clips',
-           'FilterPairs', 'in_parts', 'make_pairs', 'FilterProxy', 'by_effects', 'by_proxies', 'straight_through',
-           'Strategy', 'starting_point', 'FilterTransformer', 'until_worse', 'train_proxy', 'train_filters', 'imitate',
+           'EXPERIMENTS', 'PRINTED', 'FILTER_WINDOWS', 'FILTER_HOP', 'WAVE_WEIGHT', 'SECONDS', 'STRATEGIES',
+           'PROXY_BATCH', 'BATCH', 'six_bands', 'two_knobs', 'filter_chain', 'filter_loss', 'distances', 'draw_clips',
+           'in_parts', 'FilterPairs', 'make_pairs', 'FilterProxy', 'by_effects', 'by_proxies', 'straight_through',
+           'Strategy', 'starting_point', 'FilterTransformer', 'until_worse', 'train_proxy', 'imitate', 'train_filters',
            'best_settings', 'energy_decay_db']
 
 # %% ../../nbs/style_transfer/34_filter_transformer.ipynb #imports
@@ -98,6 +98,12 @@ def draw_clips(tracks, count, seed=0):
     segments = StyleSegments(tracks, None, count, 2 * SECONDS, ENCODER_RATE, augment=False, seed=seed).segments(0)
     return at_peak(segments, PEAK_DB).chunk(2, -1)
 
+# %% ../../nbs/style_transfer/34_filter_transformer.ipynb #parts
+def in_parts(function, *tensors, size=50):
+    "`function` of tensors that are `(count, ...)` each, without gradients and `size` items at a time; the results joined."
+    with torch.no_grad():
+        return torch.cat([function(*part) for part in zip(*(tensor.split(size) for tensor in tensors))])
+
 # %% ../../nbs/style_transfer/34_filter_transformer.ipynb #pairs
 class FilterPairs(NamedTuple):
     "Inputs `x`, references and targets `(count, 1, time)` each, and the normalised settings `(count, settings)` that made the targets."
@@ -109,11 +115,6 @@ class FilterPairs(NamedTuple):
     def rows(self, places):
         "The pairs at some places, a slice or whole numbers."
         return FilterPairs(*(part[places] for part in self))
-
-def in_parts(function, *tensors, size=50):
-    "`function` of tensors that are `(count, ...)` each, without gradients and `size` items at a time; the results joined."
-    with torch.no_grad():
-        return torch.cat([function(*part) for part in zip(*(tensor.split(size) for tensor in tensors))])
 
 def make_pairs(clips, effect, seed=0, same=True):
     """`FilterPairs` of `clips`, two tensors `(count, 1, time)` as from `draw_clips`, with uniform settings of an `Effect`.
@@ -255,8 +256,8 @@ def until_worse(model, losses, validate, epochs, patience=2, learning_rate=1e-3,
     model.load_state_dict(kept)
     return rows
 
-# %% ../../nbs/style_transfer/34_filter_transformer.ipynb #train
-BATCH, PROXY_BATCH = 16, 8  # clips in a step of a system, and of a proxy
+# %% ../../nbs/style_transfer/34_filter_transformer.ipynb #train-proxy
+PROXY_BATCH = 8  # clips in a step
 
 def train_proxy(name, x, held_out, steps=300, seed=0, learning_rate=5e-3, every=50, progress=None):
     """A `FilterProxy` of an effect in `FILTERS`, frozen, and rows with `step`, `train` and `validation`, one for `every` so many steps; from clips `x` and `held_out` `(count, 1, time)` at `ENCODER_RATE` under random settings.
@@ -287,6 +288,14 @@ def train_proxy(name, x, held_out, steps=300, seed=0, learning_rate=5e-3, every=
             found.append(heard.item())
     return proxy.requires_grad_(False).eval(), rows
 
+# %% ../../nbs/style_transfer/34_filter_transformer.ipynb #imitate
+def imitate(model, strategy, proxies, pairs):
+    "What a `FilterTransformer` makes of the inputs of `FilterPairs`, `(count, 1, time)`, with what a strategy of `STRATEGIES` plays, without gradients."
+    return in_parts(lambda x, reference: STRATEGIES[strategy].play(model.names, proxies, x, model(x, reference)), pairs.x, pairs.reference)
+
+# %% ../../nbs/style_transfer/34_filter_transformer.ipynb #train
+BATCH = 16  # clips in a step
+
 def train_filters(model, strategy, proxies, pairs, held_out, epochs=6, seed=0, patience=2, learning_rate=2e-3, progress=None):
     """Train a `FilterTransformer` in place on `FilterPairs`, under one of `STRATEGIES` by its name; gives the rows of `until_worse`.
 
@@ -304,10 +313,6 @@ def train_filters(model, strategy, proxies, pairs, held_out, epochs=6, seed=0, p
 
     validate = lambda: loss(imitate(model, strategy, proxies, held_out), held_out.target)
     return until_worse(model, losses, validate, epochs, patience, learning_rate, progress)
-
-def imitate(model, strategy, proxies, pairs):
-    "What a `FilterTransformer` makes of the inputs of `FilterPairs`, `(count, 1, time)`, with what a strategy of `STRATEGIES` plays, without gradients."
-    return in_parts(lambda x, reference: STRATEGIES[strategy].play(model.names, proxies, x, model(x, reference)), pairs.x, pairs.reference)
 
 # %% ../../nbs/style_transfer/34_filter_transformer.ipynb #best
 def best_settings(effect, x, target, steps=80, learning_rate=0.2, progress=None):
