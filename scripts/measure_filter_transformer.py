@@ -161,7 +161,7 @@ if __name__ == "__main__":
     parser.add_argument("speech", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="folder for what is done already")
     parser.add_argument("--proxy-steps", type=int, default=600, help="(default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=6, help="of a system, at most (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=5, help="of a system, at most (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=60, help="of descent (default: %(default)s)")
     options = parser.parse_args()
     part, material = Parts(options.work), Material(options.speech)

@@ -20,7 +20,7 @@ from timbre_palette.synth import demo_clip
 
 ROOT = Path(__file__).resolve().parent.parent
 FRAMES = 12720  # 0.53 s at 24 kHz
-SMALL = {"width": 8, "dimensions": 8, "hidden": 16}
+SMALL = {"bands": 24, "width": 8, "dimensions": 8, "hidden": 16}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_gradients_reach_the_controller(clips, proxies, strategy):
     model = FilterTransformer(**SMALL)
     filter_loss()(STRATEGIES[strategy].learn(model.names, proxies, pairs.x, model(pairs.x, pairs.reference)), pairs.target).backward()
     assert all(torch.isfinite(weight.grad).all() for weight in model.parameters())
-    assert all(weight.grad.abs().sum() > 0 for weight in [model.encoder[0].weight, *model.controller[-1].parameters()])
+    assert all(weight.grad.abs().sum() > 0 for weight in [model.convolutions[0].weight, *model.controller[-1].parameters()])
     assert all(weight.grad is None for proxy in proxies.values() for weight in proxy.parameters())  # frozen
 
 

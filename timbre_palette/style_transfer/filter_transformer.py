@@ -30,7 +30,7 @@ from ..effects.reverb import room_reverb
 from ..filters import fft_filter, peaking
 from ..losses import MultiResolutionSTFTLoss, ProductionLoss, RelativeLoss, stft_magnitude
 from ..loudness import at_peak
-from .encoder import ENCODER_RATE, PEAK_DB, POWER
+from .encoder import ENCODER_RATE, PEAK_DB, erb_bands
 from .pairs import StyleSegments
 
 # %% ../../nbs/style_transfer/34_filter_transformer.ipynb #six-bands
@@ -206,14 +206,16 @@ def starting_point(effect):
 class FilterTransformer(Pretrained):
     """Encoder and controller (Khazaei, section 3 and 4): `forward(input, reference)`, `(batch, 1, time)` each at `ENCODER_RATE`, gives normalised settings `(batch, settings)`.
 
-    `names` are those of a `filter_chain`; `width` is that of the convolutions, `dimensions` of the embedding, `hidden` of the perceptron. Raises `PaletteError` as `filter_chain`.
+    `names` are those of a `filter_chain`; `bands` of a spectrogram, `width` of the convolutions, `dimensions` of the embedding, `hidden` of the perceptron. Raises `PaletteError` as `filter_chain`.
     """
-    def __init__(self, names=EQ_AND_COMPRESSOR, width=96, dimensions=64, hidden=128):
+    def __init__(self, names=EQ_AND_COMPRESSOR, bands=64, width=64, dimensions=128, hidden=128):
         super().__init__()
-        self.arguments = {"names": list(names), "width": width, "dimensions": dimensions, "hidden": hidden}
+        self.arguments = {"names": list(names), "bands": bands, "width": width, "dimensions": dimensions, "hidden": hidden}
         self.names, effect = tuple(names), filter_chain(*names)
         self.register_buffer("window", torch.hann_window(2048), persistent=False)
-        self.encoder = nn.Sequential(nn.Conv1d(1025, width, 3, padding=1), nn.ReLU(), nn.Conv1d(width, width, 3, padding=1), nn.ReLU(), nn.Conv1d(width, dimensions, 1))
+        self.register_buffer("pool", erb_bands(bands, 2048, ENCODER_RATE), persistent=False)
+        self.convolutions = nn.Sequential(nn.Conv1d(bands, width, 3, padding=1), nn.ReLU(), nn.Conv1d(width, width, 3, padding=1), nn.ReLU())
+        self.project = nn.Linear(width + bands, dimensions)
         self.controller = nn.Sequential(nn.Linear(2 * dimensions, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, len(effect.parameters)))
         with torch.no_grad():
             self.controller[-1].weight *= 0.1
@@ -221,7 +223,8 @@ class FilterTransformer(Pretrained):
 
     def embed(self, x):
         "Embeddings `(batch, dimensions)` of `x` `(batch, 1, time)`."
-        return self.encoder((stft_magnitude(x[:, 0], 2048, 512, self.window) + 1e-5) ** POWER).mean(-1)
+        frames = torch.log10(self.pool @ stft_magnitude(x[:, 0], 2048, 512, self.window) + 1e-3)
+        return self.project(torch.cat([self.convolutions(frames), frames], 1).mean(-1))
 
     def forward(self, input, reference):
         return torch.sigmoid(self.controller(torch.cat([self.embed(input), self.embed(reference)], 1)))
@@ -294,9 +297,9 @@ def imitate(model, strategy, proxies, pairs):
     return in_parts(lambda x, reference: STRATEGIES[strategy].play(model.names, proxies, x, model(x, reference)), pairs.x, pairs.reference)
 
 # %% ../../nbs/style_transfer/34_filter_transformer.ipynb #train
-BATCH = 16  # clips in a step
+BATCH = 8  # clips in a step
 
-def train_filters(model, strategy, proxies, pairs, held_out, epochs=6, seed=0, patience=2, learning_rate=2e-3, progress=None):
+def train_filters(model, strategy, proxies, pairs, held_out, epochs=6, seed=0, patience=2, learning_rate=3e-3, progress=None):
     """Train a `FilterTransformer` in place on `FilterPairs`, under one of `STRATEGIES` by its name; gives the rows of `until_worse`.
 
     `proxies` are frozen modules by their names, or None for a strategy that needs none. Raises `PaletteError` for an unknown strategy.
