@@ -1,8 +1,8 @@
-"""Measure what the report on the filter transformer shows: `python scripts/measure_filter_transformer.py SPEECH --work WORK`, SPEECH a folder with recordings of speech in it (see `songs.find_tracks`).
+"""Measure what the report on the filter transformer shows: `python scripts/measure_filter_transformer.py SPEECH --work WORK`.
 
-A thousand clips are drawn and split by recording. Two proxies are learned, then systems under several strategies; then every pair of the test is matched by direct descent, and by the best
-linear filters of some lengths. Each part leaves a file in WORK and is not done again, so it can be stopped and started again. Writes filter_transformer.json to nbs/results/data.
-A quarter of an hour on one free core.
+SPEECH is a folder with recordings of speech in it (see `songs.find_tracks`). A thousand clips are drawn and split by recording. Two proxies are learned, then systems under several
+strategies; then every pair of the test is matched by direct descent, and by the best linear filters of some lengths. Each part leaves a file in WORK and is not done again, so it can be stopped and started again. Writes filter_transformer.json to nbs/results/data.
+A quarter of an hour on one free core; where the core is shared, the time that is kept is longer.
 """
 import argparse
 import json
@@ -30,15 +30,12 @@ COUNTS = {"train": 900, "val": 50, "test": 50}  # a thousand clips, split as Dee
 SEED = 0
 LEARNED = "EQ + compressor"  # what the text's system learned
 WITH = {"reverb": (*EQ_AND_COMPRESSOR, "reverb"), "distortion": (*EQ_AND_COMPRESSOR, "distortion")}  # chains that have the effect
-SYSTEMS = {  # name: effects, strategy, the experiment it learns from, whether the reference is the target
-    "half hybrid": (EQ_AND_COMPRESSOR, "half hybrid", LEARNED, True),
-    "full hybrid": (EQ_AND_COMPRESSOR, "full hybrid", LEARNED, True),
-    "AD": (EQ_AND_COMPRESSOR, "AD", LEARNED, True),
-    "AD, another passage": (EQ_AND_COMPRESSOR, "AD", LEARNED, False),
-    "AD, with a reverb": (WITH["reverb"], "AD", "reverb", True),
-    "AD, with a distortion": (WITH["distortion"], "AD", "distortion", True),
-    "AD, learned from reverb": (EQ_AND_COMPRESSOR, "AD", "reverb", True),
-    "AD, learned from distortion": (EQ_AND_COMPRESSOR, "AD", "distortion", True),
+SYSTEMS = {  # name: effects, strategy, the experiment it learns from
+    "half hybrid": (EQ_AND_COMPRESSOR, "half hybrid", LEARNED),
+    "full hybrid": (EQ_AND_COMPRESSOR, "full hybrid", LEARNED),
+    "AD": (EQ_AND_COMPRESSOR, "AD", LEARNED),
+    "AD, with a reverb": (WITH["reverb"], "AD", "reverb"),
+    "AD, with a distortion": (WITH["distortion"], "AD", "distortion"),
 }
 DESCENTS = {  # by experiment: chains whose settings are found by descent
     LEARNED: {"EQ + compressor": EQ_AND_COMPRESSOR},
@@ -89,9 +86,9 @@ class Material:
         self.tracks = tracks
         self.clips = {split: draw_clips(tracks[split], count, SEED + n) for n, (split, count) in enumerate(COUNTS.items())}
 
-    def pairs(self, split, experiment, same=True):
+    def pairs(self, split, experiment):
         "Pairs of a split."
-        return make_pairs(self.clips[split], filter_chain(*EXPERIMENTS[experiment]), SEED + 10 + list(COUNTS).index(split), same)
+        return make_pairs(self.clips[split], filter_chain(*EXPERIMENTS[experiment]), SEED + 10 + list(COUNTS).index(split))
 
     def reaching(self, split, name):
         "What reaches an effect in the chain: the clips, or the clips behind an equaliser."
@@ -111,13 +108,13 @@ def learn_proxy(material, name, path, steps):
 
 def learn_system(material, name, proxies, epochs):
     "A part: a system learned, and what it makes of the test's pairs."
-    names, strategy, experiment, same = SYSTEMS[name]
+    names, strategy, experiment = SYSTEMS[name]
     torch.manual_seed(SEED)
     model = FilterTransformer(names)
-    rows = train_filters(model, strategy, proxies, material.pairs("train", experiment, same), material.pairs("val", experiment, same), epochs, SEED, progress=print)
+    rows = train_filters(model, strategy, proxies, material.pairs("train", experiment), material.pairs("val", experiment), epochs, SEED, progress=print)
     found = {}
-    for asked in EXPERIMENTS if experiment == LEARNED and same else (experiment,):
-        pairs = material.pairs("test", asked, same)
+    for asked in EXPERIMENTS if experiment == LEARNED else (experiment,):
+        pairs = material.pairs("test", asked)
         found[asked] = scored(imitate(model, strategy, proxies, pairs), pairs.target)
     return {"curve": curve(rows), "asked": epochs, "rows": found, "parameters": sum(weight.numel() for weight in model.parameters())}
 
@@ -152,7 +149,8 @@ def levels(material):
     for drive_db in DRIVES_DB:
         target = FILTERS["distortion"](x, ENCODER_RATE, drive_db=drive_db) if drive_db <= 30 else torch.tanh(10 ** (drive_db / 20) * x)
         within, among = distances(x, target), distances(integers(x), integers(target))
-        drives.append({"drive_db": drive_db, **{name: float(f"{values.mean().item():.5g}") for name, values in within.items()}, **{f"{name}_16_bit": float(f"{values.mean().item():.7g}") for name, values in among.items()}})
+        drives.append({"drive_db": drive_db, **{name: float(f"{values.mean().item():.5g}") for name, values in within.items()},
+                       **{f"{name}_16_bit": float(f"{values.mean().item():.7g}") for name, values in among.items()}})
     return {"rows": rows, "drives": drives, "mean_magnitude": float(f"{x.abs().mean().item():.4g}")}
 
 

@@ -136,8 +136,9 @@ def _bank(channels, taps, lowest_hz=20.0, highest_hz=2500.0):
     return (2 * tones / tones.abs().sum(1, keepdim=True))[:, None]
 
 class FilterProxy(nn.Module):
-    """A convolutional stand-in for an effect with `settings` knobs: `forward(x, normalised)`, `x` `(batch, 1, time)` at `ENCODER_RATE` and normalised settings `(batch, settings)`, gives `(batch, 1, time)`.
+    """A convolutional stand-in for an effect with `settings` knobs: `forward(x, normalised)` gives the shape of `x`.
 
+    `x` is `(batch, 1, time)` at `ENCODER_RATE`, the normalised settings `(batch, settings)`.
     `channels` tones of `taps` samples at one `stride`-th of the rate, then `layers` convolutions of `kernel` taps, dilated by 1, 4 and so on.
     """
     def __init__(self, settings, channels=32, layers=2, kernel=5, taps=1024, stride=8):
@@ -263,9 +264,10 @@ def until_worse(model, losses, validate, epochs, patience=2, learning_rate=1e-3,
 PROXY_BATCH = 8  # clips in a step
 
 def train_proxy(name, x, held_out, steps=300, seed=0, learning_rate=5e-3, every=50, progress=None):
-    """A `FilterProxy` of an effect in `FILTERS`, frozen, and rows with `step`, `train` and `validation`, one for `every` so many steps; from clips `x` and `held_out` `(count, 1, time)` at `ENCODER_RATE` under random settings.
+    """A `FilterProxy` of an effect in `FILTERS`, frozen, and the rows of its curve, one for `every` so many steps, with `step`, `train` and `validation`.
 
-    The loss is `losses.RelativeLoss`. `progress(row)` is called with each row.
+    It learns from clips `x` and is validated on `held_out`, `(count, 1, time)` each at `ENCODER_RATE`, under random settings. The loss is `losses.RelativeLoss`. `progress(row)` is
+    called with each row.
     """
     effect, loss, rng = FILTERS[name], RelativeLoss(), np.random.default_rng(seed)
     torch.manual_seed(seed)
