@@ -69,19 +69,19 @@ class ErrorLoss(nn.Module):
 WINDOWS = (32, 128, 512, 2048, 8192, 32768)  # samples, of DeepAFx-ST, section 3.4
 
 class MultiResolutionSTFTLoss(nn.Module):
-    """MR-STFT: L1 of the linear plus L1 of the natural-log magnitudes, each a mean, averaged over Hann `windows` with hops of half their length (DeepAFx-ST, section 3.4).
+    """MR-STFT: L1 of the linear plus L1 of the natural-log magnitudes, each a mean, averaged over Hann `windows` with hops of half their length (DeepAFx-ST, section 3.4), or of `hop` samples for all of them.
 
     `forward(output, target)`, both `(batch, channels, time)`, gives a scalar, or with `reduce=False` one number an item, `(batch,)`. Shorter signals than a window are padded.
     """
-    def __init__(self, windows=WINDOWS, reduce=True):
+    def __init__(self, windows=WINDOWS, reduce=True, hop=None):
         super().__init__()
-        self.windows, self.reduce = tuple(windows), reduce
+        self.windows, self.reduce, self.hop = tuple(windows), reduce, hop
         for n_fft in self.windows:
             self.register_buffer(f"window_{n_fft}", torch.hann_window(n_fft), persistent=False)
 
     def magnitude(self, x, n_fft):
         "Magnitudes `(batch, channels, bins, frames)` of `x` `(batch, channels, time)`, at least 1e-4."
-        spectrum = torch.stft(x.flatten(0, 1), n_fft, n_fft // 2, window=getattr(self, f"window_{n_fft}"), pad_mode="constant", return_complex=True)
+        spectrum = torch.stft(x.flatten(0, 1), n_fft, self.hop or n_fft // 2, window=getattr(self, f"window_{n_fft}"), pad_mode="constant", return_complex=True)
         power = (spectrum.real.square() + spectrum.imag.square()).clamp(min=1e-8)
         return power.sqrt().view(*x.shape[:2], *spectrum.shape[1:])
 
@@ -95,13 +95,13 @@ class MultiResolutionSTFTLoss(nn.Module):
 
 # %% ../nbs/08_losses.ipynb #production-loss
 class ProductionLoss(nn.Module):
-    """MR-STFT plus `weight` times the mean absolute error (DeepAFx-ST, section 3.4, where it is 100).
+    """MR-STFT plus `weight` times the mean absolute error (DeepAFx-ST, section 3.4, where it is 100); `windows` and `hop` in samples as in `MultiResolutionSTFTLoss`.
 
     `forward(output, target)`, both `(batch, channels, time)`, gives a scalar.
     """
-    def __init__(self, weight=100.0, windows=WINDOWS):
+    def __init__(self, weight=100.0, windows=WINDOWS, hop=None):
         super().__init__()
-        self.weight, self.spectra = weight, MultiResolutionSTFTLoss(windows)
+        self.weight, self.spectra = weight, MultiResolutionSTFTLoss(windows, hop=hop)
 
     def forward(self, output, target):
         return self.spectra(output, target) + self.weight * (output.float() - target.float()).abs().mean()
