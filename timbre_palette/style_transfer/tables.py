@@ -237,14 +237,14 @@ class StyleExperiments:
         "The representation of a method. Raises `PaletteError` where it has not been trained."
         return of_system(find_style_unit(method, kind, self.folder) if method.strategy else find_system(kind))
 
-    def probed(self, kind, features, progress=None):
-        "The row of Table 4 called `features`, a name in `represented`, for a kind of recordings, kept unless it could not be had."
-        path = self.folder / "probes" / kind / f"{_slug(features)}.json"
+    def probed(self, kind, name, progress=None):
+        "The row of Table 4 called `name`, one of those in `represented`, for a kind of recordings, kept unless it could not be had."
+        path = self.folder / "probes" / kind / f"{_slug(name)}.json"
         if not path.is_file():
             if kind not in self._examples:
                 splits, effects, seconds = load_splits(self.places[kind]), chain(*PRODUCTION), min(5.0, self.budget.pair_s / 2)
-                self._examples[kind] = [style_examples(splits[name], effects, count, seconds, seed) for seed, (name, count) in enumerate(zip(("val", "test"), self.budget.examples))]
-            row = probe_rows({features: self.represented(kind)[features]}, *self._examples[kind])[0]
+                self._examples[kind] = [style_examples(splits[split], effects, count, seconds, seed) for seed, (split, count) in enumerate(zip(("val", "test"), self.budget.examples))]
+            row = probe_rows({name: self.represented(kind)[name]}, *self._examples[kind])[0]
             if row["remark"]:
                 return row
             path.parent.mkdir(parents=True, exist_ok=True)
