@@ -5,6 +5,7 @@ trackers agree on in the real whistles; and how fast each is. Writes pitch.json 
 """
 import argparse
 import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -25,34 +26,30 @@ OTHERS = ("yin", "pyin", "praat_ac", "praat_cc", "swift_f0")  # those that are n
 METHODS = {**{name: partial(track, method=name) for name in TRACKERS}, "swift_f0, not slowed": partial(track, method="swift_f0", slowed=1)}
 
 
-def tunes(count, seconds, **settings):
-    "Synthetic whistles, their rates in turn."
-    return [whistle(FIRST_SEED + n, seconds, RATES[n % len(RATES)], **settings) for n in range(count)]
-
-
-def measure(tune, heard, name, range_hz):
-    "What one tracker scores on one tune, with its onsets and the processor time it took."
-    begun = time.process_time()
-    found = METHODS[name](heard, tune.sample_rate, low_hz=range_hz[0], high_hz=range_hz[1])
-    seconds = time.process_time() - begun
-    onsets = onset_scores(find_onsets(heard, tune.sample_rate, found), tune.onsets_s)["f_score"]
-    return {**pitch_scores(found, tune.pitch), "onsets": onsets, "seconds": seconds}
-
-
-def mean(scores):
-    "Means over tunes, rounded; the median of medians."
-    return {name: round(float((np.nanmedian if name == "median_cents" else np.mean)([one[name] for one in scores])), 4) for name in scores[0] if name != "seconds"}
-
-
-def over_tunes(count, seconds, snrs_db, range_hz, bar, names=tuple(METHODS), **settings):
-    "A row for each tracker and each level of noise."
-    made, rows = tunes(count, seconds, **settings), []
+def measure(task):
+    "What every tracker scores on one tune with each level of noise, with its onsets: rows."
+    n, seconds, snrs_db, range_hz, settings = task
+    tune, rows = whistle(FIRST_SEED + n, seconds, RATES[n % len(RATES)], **settings), []
     for snr_db in snrs_db:
-        heard = [add_noise(tune.samples, snr_db, FIRST_SEED + n) for n, tune in enumerate(made)]
-        for name in names:
-            scores = [measure(tune, sound, name, range_hz) for tune, sound in zip(made, heard)]
-            rows.append({"tracker": name, "snr_db": snr_db, **mean(scores), "worst_f_score": round(min(one["f_score"] for one in scores), 4)})
-            bar.update()
+        heard = add_noise(tune.samples, snr_db, FIRST_SEED + n)
+        for name, method in METHODS.items():
+            found = method(heard, tune.sample_rate, low_hz=range_hz[0], high_hz=range_hz[1])
+            onsets = onset_scores(find_onsets(heard, tune.sample_rate, found), tune.onsets_s)["f_score"]
+            rows.append({"tracker": name, "snr_db": snr_db, **pitch_scores(found, tune.pitch), "onsets": onsets})
+    return rows
+
+
+def over_tunes(pool, bar, count, seconds, snrs_db, range_hz, **settings):
+    "A row for each level of noise and each tracker: means over so many tunes, the median of the medians, and the worst tune."
+    found, rows = [], []
+    for some in pool.map(measure, [(n, seconds, snrs_db, range_hz, settings) for n in range(count)]):
+        found += some
+        bar.update()
+    for snr_db in snrs_db:
+        for name in METHODS:
+            mine = [{key: value for key, value in row.items() if key not in ("tracker", "snr_db")} for row in found if (row["tracker"], row["snr_db"]) == (name, snr_db)]
+            means = {key: round(float((np.nanmedian if key == "median_cents" else np.mean)([one[key] for one in mine])), 4) for key in mine[0]}
+            rows.append({"tracker": name, "snr_db": snr_db, **means, "worst_f_score": round(min(one["f_score"] for one in mine), 4)})
     return rows
 
 
@@ -90,8 +87,8 @@ def real(folder):
     return rows
 
 
-def speed(seconds=10, rate=44100, block=512):
-    "How many times faster than real time each tracker is, by processor time, medians of three; the live one in blocks."
+def speed(seconds=5, rate=44100, block=512):
+    "How many times faster than real time each tracker is, by processor time, medians of two, after one to warm up; the live one in blocks."
     tune = whistle(FIRST_SEED, seconds, rate)
     x, rows = add_noise(tune.samples, 20)[0], []
     def live():
@@ -100,7 +97,7 @@ def speed(seconds=10, rate=44100, block=512):
             tracker.push(x[start:start + block])
     for name, work in {**{name: partial(track, x, rate, name, low_hz=WHISTLE_HZ[0], high_hz=WHISTLE_HZ[1]) for name in TRACKERS}, f"live, blocks of {block}": live}.items():
         taken = []
-        for _ in range(4):
+        for _ in range(3):
             begun = time.process_time()
             work()
             taken.append(time.process_time() - begun)
@@ -111,15 +108,17 @@ def speed(seconds=10, rate=44100, block=512):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--tunes", type=int, default=12, help="tunes for each level of noise (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of each (default: %(default)s)")
+    parser.add_argument("--tunes", type=int, default=8, help="tunes for each level of noise, half as many for the other tables (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of each (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
     options = parser.parse_args()
     few = max(3, options.tunes // 2)
-    with tqdm(total=len(METHODS) * (len(SNRS_DB) + 3 * (len(REGISTERS) + 2))) as bar:
-        noise = over_tunes(options.tunes, options.seconds, SNRS_DB, WHISTLE_HZ, bar)
-        wide = over_tunes(few, options.seconds, (0, 20, 40), RANGE_HZ, bar)
-        registers = [{"low_hz": low, "high_hz": high, **row} for low, high in REGISTERS for row in over_tunes(few, options.seconds, (0, 10, 20), WHISTLE_HZ, bar, low_hz=low, high_hz=high)]
-        breathy = over_tunes(few, options.seconds, (0, 20, 40), WHISTLE_HZ, bar, breath_db=-10.0, vibrato_cents=120.0)
+    with tqdm(total=options.tunes + few * (len(REGISTERS) + 2)) as bar, ProcessPoolExecutor(options.workers) as pool:
+        part = partial(over_tunes, pool, bar)
+        noise = part(options.tunes, options.seconds, SNRS_DB, WHISTLE_HZ)
+        wide = part(few, options.seconds, (0, 20), RANGE_HZ)
+        registers = [{"low_hz": low, "high_hz": high, **row} for low, high in REGISTERS for row in part(few, options.seconds, (0, 10), WHISTLE_HZ, low_hz=low, high_hz=high)]
+        breathy = part(few, options.seconds, (0, 20), WHISTLE_HZ, breath_db=-10.0, vibrato_cents=120.0)
     nothing = [{"sound": sound, **{name: round(float(track(x, 44100, name).voiced.mean()), 3) for name in TRACKERS}} for sound, x in without_pitch().items()]
     measured = {"made_by": f"python scripts/measure_pitch.py DATA --tunes {options.tunes} --seconds {options.seconds:g}", "tunes": options.tunes, "tunes_elsewhere": few, "seconds": options.seconds, "first_seed": FIRST_SEED, "rates": RATES,
                 "range_hz": WHISTLE_HZ, "wide_range_hz": RANGE_HZ, "latency_ms": {f"from {low:g} Hz": round(1000 * LivePitch(44100, low_hz=low).latency_s, 1) for low in (RANGE_HZ[0], WHISTLE_HZ[0])},
