@@ -116,9 +116,9 @@ if __name__ == "__main__":
     with tqdm(total=options.tunes + few * (len(REGISTERS) + 2)) as bar, ProcessPoolExecutor(options.workers) as pool:
         part = partial(over_tunes, pool, bar)
         noise = part(options.tunes, options.seconds, SNRS_DB, WHISTLE_HZ)
-        wide = part(few, options.seconds, (0, 20), RANGE_HZ)
-        registers = [{"low_hz": low, "high_hz": high, **row} for low, high in REGISTERS for row in part(few, options.seconds, (0, 10), WHISTLE_HZ, low_hz=low, high_hz=high)]
-        breathy = part(few, options.seconds, (0, 20), WHISTLE_HZ, breath_db=-10.0, vibrato_cents=120.0)
+        wide = part(few, options.seconds, (20,), RANGE_HZ)
+        registers = [{"low_hz": low, "high_hz": high, **row} for low, high in REGISTERS for row in part(few, options.seconds, (10,), WHISTLE_HZ, low_hz=low, high_hz=high)]
+        breathy = part(few, options.seconds, (20,), WHISTLE_HZ, breath_db=-10.0, vibrato_cents=120.0)
     nothing = [{"sound": sound, **{name: round(float(track(x, 44100, name).voiced.mean()), 3) for name in TRACKERS}} for sound, x in without_pitch().items()]
     measured = {"made_by": f"python scripts/measure_pitch.py DATA --tunes {options.tunes} --seconds {options.seconds:g}", "tunes": options.tunes, "tunes_elsewhere": few, "seconds": options.seconds, "first_seed": FIRST_SEED, "rates": RATES,
                 "range_hz": WHISTLE_HZ, "wide_range_hz": RANGE_HZ, "latency_ms": {f"from {low:g} Hz": round(1000 * LivePitch(44100, low_hz=low).latency_s, 1) for low in (RANGE_HZ[0], WHISTLE_HZ[0])},
