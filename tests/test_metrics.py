@@ -11,8 +11,9 @@ from pesq import pesq
 from scipy.signal import butter, sosfiltfilt
 
 from timbre_palette.audio import PaletteError, db_to_gain, rms_db
+from timbre_palette.filters import mel_filters
 from timbre_palette.metrics import (BANDS_HZ, MEL_DEFINITIONS, PRODUCTION_MEASURES, band_energies, band_levels, centroid_error_hz, crest_error_db,
-                                    loudness_error, mel_distance, mel_filters, pesq_mos, rms_error_db)
+                                    loudness_error, mel_distance, pesq_mos, rms_error_db)
 from timbre_palette.synth import demo_clip
 
 BASS, MIDS, HIGHS = BANDS_HZ

@@ -10,7 +10,7 @@ import torch
 
 from timbre_palette.audio import PaletteError, resample, write_audio
 from timbre_palette.effects.chains import production
-from timbre_palette.metrics import mel_filters
+from timbre_palette.filters import mel_filters
 from timbre_palette.songs import find_tracks
 from timbre_palette.style_transfer import probes
 from timbre_palette.style_transfer.encoder import ENCODER_RATE, PEAK_DB

@@ -6,10 +6,11 @@
 __all__ = ['USABLE', 'PIECE', 'FLOOR_HZ', 'peaking_sos', 'as_double', 'per_item', 'peaking', 'low_shelf', 'high_shelf',
            'bandpass_sos', 'frequency_response', 'decay_frames', 'fft_filter', 'sos_recursion', 'minimum_phase',
            'impulse_response', 'finite_taps', 'centred_response', 'Convolver', 'gain_convolver', 'tanh_',
-           'tilt_gain_db', 'tilt_reference', 'spectral_tilt']
+           'tilt_gain_db', 'tilt_reference', 'spectral_tilt', 'mel_filters']
 
 # %% ../nbs/02_filters.ipynb #imports
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -357,3 +358,14 @@ def spectral_tilt(x, sample_rate, slope_db, pivot_hz=1000.0, causal=False):
     slope_db = torch.as_tensor(slope_db, dtype=x.dtype, device=x.device).reshape(-1, 1, 1)
     gain = torch.exp(slope_db * octaves * (math.log(10) / 20))
     return torch.fft.irfft(torch.fft.rfft(x, n_fft) * gain, n_fft)[..., :frames]
+
+# %% ../nbs/02_filters.ipynb #mel-filters
+@lru_cache
+def mel_filters(sample_rate, n_fft, bands=128):
+    "Triangles of equal area `(bands, n_fft // 2 + 1)` on Slaney's mel scale at `sample_rate` Hz: linear to 1 kHz, logarithmic above."
+    top = 15 + 27 * math.log(max(sample_rate / 2, 1000.0) / 1000) / math.log(6.4) if sample_rate > 2000 else sample_rate / 2 / (200 / 3)
+    mels = np.linspace(0, top, bands + 2)
+    edges = np.where(mels < 15, mels * 200 / 3, 1000 * np.exp((mels - 15) * math.log(6.4) / 27))[:, None]
+    hz = np.fft.rfftfreq(n_fft, 1 / sample_rate)
+    rise, fall = (hz - edges[:-2]) / (edges[1:-1] - edges[:-2]), (edges[2:] - hz) / (edges[2:] - edges[1:-1])
+    return torch.tensor(np.maximum(0, np.minimum(rise, fall)) * 2 / (edges[2:] - edges[:-2]))

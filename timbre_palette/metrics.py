@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['MEL_DEFINITIONS', 'PRODUCTION_MEASURES', 'WINDOW', 'BANDS_HZ', 'si_snr', 'sd_sdr', 'is_inverted', 'stft_distance',
-           'mel_filters', 'mel_distance', 'centroid_error_hz', 'rms_error_db', 'crest_error_db', 'loudness_error',
-           'pesq_mos', 'Measure', 'Spectrum', 'average_spectrum', 'band_energies', 'band_levels', 'upper_end_hz',
+           'mel_distance', 'centroid_error_hz', 'rms_error_db', 'crest_error_db', 'loudness_error', 'pesq_mos',
+           'Measure', 'Spectrum', 'average_spectrum', 'band_energies', 'band_levels', 'upper_end_hz',
            'describe_spectrum']
 
 # %% ../nbs/10_metrics.ipynb #imports
 import math
-from functools import lru_cache, partial
+from functools import partial
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from scipy.fft import rfft
 from scipy.signal import periodogram, welch
 
 from .audio import PaletteError, resample
-from .filters import as_double
+from .filters import as_double, mel_filters
 from .losses import stft_magnitude
 from .loudness import integrated_loudness
 
@@ -78,17 +78,6 @@ def _heard(x, n_fft, hop):
 # %% ../nbs/10_metrics.ipynb #mel-definitions
 # Weights of the linear and the logarithmic part.
 MEL_DEFINITIONS = {"linear_log": (1.0, 1.0), "log": (0.0, 1.0), "linear": (1.0, 0.0)}
-
-# %% ../nbs/10_metrics.ipynb #mel-filters
-@lru_cache
-def mel_filters(sample_rate, n_fft, bands=128):
-    "Triangles of equal area `(bands, n_fft // 2 + 1)` on Slaney's mel scale at `sample_rate` Hz: linear to 1 kHz, logarithmic above."
-    top = 15 + 27 * math.log(max(sample_rate / 2, 1000.0) / 1000) / math.log(6.4) if sample_rate > 2000 else sample_rate / 2 / (200 / 3)
-    mels = np.linspace(0, top, bands + 2)
-    edges = np.where(mels < 15, mels * 200 / 3, 1000 * np.exp((mels - 15) * math.log(6.4) / 27))[:, None]
-    hz = np.fft.rfftfreq(n_fft, 1 / sample_rate)
-    rise, fall = (hz - edges[:-2]) / (edges[1:-1] - edges[:-2]), (edges[2:] - hz) / (edges[2:] - edges[1:-1])
-    return torch.tensor(np.maximum(0, np.minimum(rise, fall)) * 2 / (edges[2:] - edges[:-2]))
 
 # %% ../nbs/10_metrics.ipynb #mel-distance
 def _mel_spectrum(x, sample_rate, n_fft=65536):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'SUFFIXES', 'STEMS', 'LAYOUTS', 'SPLITTINGS', 'LICENCES', 'title_key', 'Track', 'cache_folder',
            'read_headers', 'Layout', 'recognise', 'find_tracks', 'without_repeats', 'describe_overlap', 'split_tracks',
-           'load_splits', 'describe_tracks']
+           'load_splits', 'split_between', 'describe_tracks']
 
 # %% ../nbs/17_songs.ipynb #imports
 import csv
@@ -299,6 +299,13 @@ def _check_sides(splits):
         for track in tracks:
             if track.song in twice:
                 raise PaletteError(f"{track.path}: the same song stands in more than one of {', '.join(splits)}; a song belongs to one of them")
+
+# %% ../nbs/17_songs.ipynb #between
+def split_between(tracks, share=0.5, seed=0):
+    "Two lists of `Track`s: about `share` of the songs, and the others. A song's side depends on its name (`song`) and the seed, and on nothing else in the list; either list may be empty."
+    def place(song):
+        return int.from_bytes(hashlib.sha256(f"{seed} {song}".encode()).digest()[:8], "big") / 2 ** 64
+    return [track for track in tracks if place(track.song) < share], [track for track in tracks if place(track.song) >= share]
 
 # %% ../nbs/17_songs.ipynb #credits
 # Of the recordings of a data set, for the cards of what was trained on it.

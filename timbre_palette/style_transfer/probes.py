@@ -24,7 +24,7 @@ from torch import nn
 from ..audio import PaletteError, resample
 from ..losses import stft_magnitude
 from ..loudness import at_peak
-from ..metrics import mel_filters
+from ..filters import mel_filters
 from .encoder import ENCODER_RATE, PEAK_DB
 from .pairs import produce
 from .scores import loud_segment
