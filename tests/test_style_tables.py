@@ -2,15 +2,16 @@
 import json
 from dataclasses import replace
 from math import log
-from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 
+from timbre_palette import checkpoint
 from timbre_palette.audio import PaletteError
 from timbre_palette.cli import main
 from timbre_palette.style_transfer import tables as style_tables
 from timbre_palette.style_transfer.experiments import STYLE_BUDGETS, Method, StyleUnit, find_style_budget, find_style_material, gradient_rows, score_method, style_cost_rows
+from timbre_palette.style_transfer.proxies import EffectProxy
 from timbre_palette.style_transfer.tables import (BESIDE, PAPER_COSTS, PAPER_SCORES_1, PAPER_SCORES_2, PAPER_SCORES_3, StyleExperiments, keep_style, make_style_tables, score_rows, show_style_scores,
                                                   style_methods)
 from timbre_palette.songs import load_splits
@@ -21,6 +22,16 @@ TINY = replace(STYLE_BUDGETS["tiny"], steps=1, pair_s=1.0)
 @pytest.fixture(scope="module")
 def experiments(tmp_path_factory):
     return StyleExperiments(tmp_path_factory.mktemp("style"), TINY)
+
+
+@pytest.fixture
+def proxies(tmp_path, monkeypatch):
+    "Proxies that have learned nothing, in place of shipped ones."
+    torch.manual_seed(0)
+    for effect in ("equaliser", "compressor"):
+        for kind in ("music", "speech"):
+            EffectProxy(effect).save_pretrained(tmp_path / "weights" / f"proxy-{effect}-{kind}")
+    monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
 
 
 def test_every_row_and_column_of_the_paper_is_there():
@@ -78,7 +89,7 @@ def test_scores_of_other_questions_are_not_taken_for_answers(experiments):
         score_method(method, "speech-heldout", material, replace(TINY, pair_s=0.8), experiments.folder)
 
 
-def test_the_true_gradient_is_the_one_of_moving_one_knob_at_a_time(experiments):
+def test_the_true_gradient_is_the_one_of_moving_one_knob_at_a_time(experiments, proxies):
     tracks = load_splits(experiments.places["music"])["val"]
     rows = {(row["strategy"], row["repeats"]): row for row in gradient_rows(tracks, replace(TINY, items=4, seconds=0.4), repeats=8)}
     assert rows["one knob at a time", 1]["cosine"] > 0.99 and 0.95 < rows["one knob at a time", 1]["length"] < 1.05
@@ -87,7 +98,7 @@ def test_the_true_gradient_is_the_one_of_moving_one_knob_at_a_time(experiments):
     assert all(len(row["by_parameter"]) == len(row["settings"]) == 24 for row in rows.values())
 
 
-def test_costs_count_what_is_in_place_of_the_effects():
+def test_costs_count_what_is_in_place_of_the_effects(proxies):
     rows = {row["strategy"]: row for row in style_cost_rows(TINY, seconds=0.5)}
     assert [rows[name]["parameters"] for name in ("ctcn-1", "ctcn-2", "np", "np-hh", "np-fh", "spsa", "ad", "rules")] == [174209, 336130, 336130, 0, 0, 0, 0, 0]
     assert all(row["cpu"] > 0 for row in rows.values()) and rows["np"]["interpretable"] and not rows["ctcn-2"]["interpretable"]
