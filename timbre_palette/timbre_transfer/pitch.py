@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOP_S', 'RANGE_HZ', 'WHISTLE_HZ', 'VOICING', 'SILENCE', 'OCTAVE_COST', 'JUMP_COST', 'BEGIN_COST', 'CANDIDATES',
            'FORGET_S', 'QUIETEST', 'SWIFT_HZ', 'TRACKERS', 'OFFLINE', 'LIVE', 'LEAP_CENTS', 'GLIDE_CENTS', 'DIP_DB',
-           'SHORTEST_S', 'Pitch', 'frame_times', 'LivePitch', 'track', 'pitch_scores', 'Agreement', 'agreement',
+           'SHORTEST_S', 'Pitch', 'frame_times', 'LivePitch', 'track', 'pitch_scores', 'Consensus', 'agreement',
            'find_onsets', 'onset_scores']
 
 # %% ../../nbs/timbre_transfer/00_pitch.ipynb #imports
@@ -375,14 +375,14 @@ def pitch_scores(found, truth, cents=50):
             "median_cents": float(np.median(_cents(found.hz, truth.hz)[both])) if both.any() else math.nan}
 
 # %% ../../nbs/timbre_transfer/00_pitch.ipynb #agreement
-class Agreement(NamedTuple):
+class Consensus(NamedTuple):
     "What several trackers agree on, see `agreement`."
     pitch: Pitch  # the consensus: voiced where enough agree, strength the share of the trackers that do
     within: dict  # share of the frames of the consensus on which each tracker is near it, by its name
     beyond: dict  # share of each tracker's voiced frames that lie outside the consensus
 
 def agreement(pitches, cents=20, at_least=3, among=None):
-    """On which frames at least so many trackers agree within `cents`, of a dictionary of `Pitch` by name, and how much of each is there: an `Agreement`.
+    """On which frames at least so many trackers agree within `cents`, of a dictionary of `Pitch` by name, and how much of each is there: an `Consensus`.
 
     The consensus of a frame is the median, in cents, of the largest group of voiced trackers that lie within `cents` of one another; a tracker
     is near it within `cents`. With `among`, names of some, only those make the consensus, and all are held against it. Raises `PaletteError` for
@@ -402,7 +402,7 @@ def agreement(pitches, cents=20, at_least=3, among=None):
     voiced = count >= at_least
     consensus = Pitch(next(iter(pitches.values())).times_s, np.where(voiced, 2 ** (middle / 1200), 0.0), voiced, count / len(among))
     near = {name: pitch.voiced & voiced & (_cents(pitch.hz, consensus.hz) <= cents) for name, pitch in pitches.items()}
-    return Agreement(consensus, {name: _share(found.sum(), voiced.sum()) for name, found in near.items()},
+    return Consensus(consensus, {name: _share(found.sum(), voiced.sum()) for name, found in near.items()},
                      {name: _share((pitch.voiced & ~voiced).sum(), pitch.voiced.sum()) for name, pitch in pitches.items()})
 
 # %% ../../nbs/timbre_transfer/00_pitch.ipynb #onsets
