@@ -45,7 +45,7 @@ from .losses import LOSSES
 from .loudness import at_peak
 from .recipe import OPTIMISERS, Recipe
 from .songs import SUFFIXES, describe_tracks
-from .training import VALIDATION_SEED, find_accelerator, fit, hardware
+from .training import VALIDATION_SEED, Objective, find_accelerator, fit, hardware
 
 # %% ../nbs/30_colours.ipynb #colour
 class Colour:
@@ -490,13 +490,8 @@ class PairSegments:
         return ColourBatch(x, self.sample_rate, target, self.run_in)
 
 # %% ../nbs/30_colours.ipynb #objective
-class ColourObjective(nn.Module):
+class ColourObjective(Objective):
     "Loss of a model's `forward(x, sample_rate)` on a `ColourBatch`, where this module is; the figure is the error ratio."
-    def __init__(self, loss):
-        super().__init__()
-        self.loss = loss
-        self.register_buffer("here", torch.zeros(()), persistent=False)
-
     def forward(self, model, batch):
         "The loss, a scalar, and a dictionary of figures."
         output = model(batch.x.to(self.here.device), batch.sample_rate)[..., batch.run_in:]

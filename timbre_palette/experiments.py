@@ -169,12 +169,12 @@ def has_weights(folder, unit, seed):
     "Whether the weights of a unit are there, and not only what was kept of it (see `pack_unit`)."
     return (unit_folder(folder, unit, seed) / "best" / "model.safetensors").is_file()
 
-def train_unit(unit, seed, budget, data, folder, device="auto", report=None, progress=None):
-    "Train a unit by its recipe, unless that has been done; its card. Arguments and errors as of `training.train_palette`."
+def train_unit(unit, seed, budget, data, folder, device="auto", report=None, progress=None, train=train_palette):
+    "Train a unit by its recipe with `train`, called as `training.train_palette` is, unless that has been done; its card. Arguments and errors as of that."
     card = read_card(folder, unit, seed)
     recipe = unit.recipe(budget, seed)
     if card is None:
-        train_palette(recipe, data, unit_folder(folder, unit, seed), device, report, progress)
+        train(recipe, data, unit_folder(folder, unit, seed), device, report, progress)
         card = read_card(folder, unit, seed)
     if card["recipe"]["steps"] != recipe.steps or card["recipe"]["seconds"] != recipe.seconds:
         raise PaletteError(f"{unit_folder(folder, unit, seed)}: was trained by another budget; name another folder")

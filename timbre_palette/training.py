@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LONGEST_WAIT', 'KEPT', 'SAVE_EVERY_S', 'PALETTE', 'VALIDATION_SEED', 'POLISH_BATCHES', 'find_state', 'on_main',
            'find_accelerator', 'save_state', 'load_state', 'fetch_ahead', 'validate', 'at_step_end', 'keep_batch',
-           'fit', 'PaletteObjective', 'Untouched', 'write_examples', 'Task', 'hardware', 'train_model', 'train_palette']
+           'fit', 'Objective', 'PaletteObjective', 'Untouched', 'write_versions', 'write_examples', 'Task', 'hardware',
+           'train_model', 'train_palette']
 
 # %% ../nbs/20_training.ipynb #imports
 import json
@@ -338,15 +339,21 @@ def fit(model, objective, batches, validation, optimiser, scheduler, steps, fold
     return reached
 
 # %% ../nbs/20_training.ipynb #objective
-class PaletteObjective(nn.Module):
+class Objective(nn.Module):
+    "What a `Task` is judged by, with its `loss`: a subclass's `forward(model, batch)` gives the loss, a scalar, and a dictionary of figures. `here` is where the module is, and batches have to go."
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+        self.register_buffer("here", torch.zeros(()), persistent=False)
+
+class PaletteObjective(Objective):
     """Loss of a model's `render` against a target, by default the exact `palette`, on a `data.Batch`, where this module is.
 
     A `target` is called as `palette` is. The figures are SI-SNR and, of a model in evaluation mode, the STFT distance and the share of outputs that are upside down.
     """
     def __init__(self, loss, target=palette):
-        super().__init__()
-        self.loss, self.target = loss, target
-        self.register_buffer("here", torch.zeros(()), persistent=False)
+        super().__init__(loss)
+        self.target = target
 
     def forward(self, model, batch):
         "The loss, a scalar, and a dictionary of figures."
@@ -367,17 +374,21 @@ class Untouched(nn.Module):
         return x
 
 # %% ../nbs/20_training.ipynb #write-examples
-def write_examples(folder, model, batch, count=3, target=palette):
-    "Write the first `count` items of a batch to `folder`, each as `-input`, `-target` (called as `palette` is) and `-output`, float WAV. Raises `PaletteError` where one cannot be written."
+def write_versions(folder, names, versions, sample_rate):
+    "Write one item a name to `folder`, as `name-version`, of `versions`, a dictionary of sounds `(batch, channels, time)` at `sample_rate` Hz, float WAV. Raises `PaletteError` where one cannot be written."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for item, name in enumerate(names):
+        for version, sound in versions.items():
+            write_audio(folder / f"{name}-{version}.wav", sound[item].float().cpu().numpy(), sample_rate, "FLOAT")
+
+def write_examples(folder, model, batch, count=3, target=palette):
+    "Write the first `count` items of a batch to `folder`, each as `-input`, `-target` (called as `palette` is) and `-output`, float WAV. Raises `PaletteError` where one cannot be written."
     x, settings = batch.x[:count].to(next(model.parameters()).device), (batch.sample_rate, batch.weights[:count], batch.amount[:count])
     with torch.no_grad():
         versions = {"input": x, "target": target(x, *settings), "output": model.render(x, *settings)}
-    for item in range(len(x)):
-        style = f"{STYLES[batch.weights[item].argmax()]}-{100 * batch.amount[item] * batch.weights[item].max():.0f}"
-        for version, sound in versions.items():
-            write_audio(folder / f"{item + 1}-{style}-{version}.wav", sound[item].float().cpu().numpy(), batch.sample_rate, "FLOAT")
+    styles = (f"{STYLES[weights.argmax()]}-{100 * amount * weights.max():.0f}" for weights, amount in zip(batch.weights, batch.amount))
+    write_versions(folder, [f"{item + 1}-{style}" for item, style in zip(range(len(x)), styles)], versions, batch.sample_rate)
 
 # %% ../nbs/20_training.ipynb #task
 @dataclass(frozen=True)

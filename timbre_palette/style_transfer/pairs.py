@@ -9,7 +9,6 @@ __all__ = ['TRAINED', 'TESTED', 'SEMITONES', 'TEMPO', 'CACHE_BYTES', 'ENERGY', '
 # %% ../../nbs/style_transfer/08_pairs.ipynb #imports
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np

@@ -13,7 +13,7 @@ from torch import nn
 from ..audio import PaletteError
 from ..checkpoint import Pretrained, register
 from ..effects.plugins import find_effect
-from ..model import Reach, TimeConv, find_reach, heard_by
+from ..model import TimeConv, find_reach, heard_by
 
 # %% ../../nbs/style_transfer/03_proxies.ipynb #block
 class ConditionedBlock(nn.Module):

@@ -7,14 +7,13 @@ __all__ = ['MAKEUP_DB', 'PROXY_WAVE_WEIGHT', 'PROXY', 'ProxyBatch', 'draw_proxy_
            'Wire', 'train_proxy', 'score_proxies']
 
 # %% ../../nbs/style_transfer/13_proxy_training.ipynb #imports
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..audio import db_to_gain, write_audio
+from ..audio import db_to_gain
 from ..effects.chains import EFFECTS
 from ..effects.plugins import find_effect
 from ..losses import MultiResolutionSTFTLoss
@@ -22,7 +21,7 @@ from ..loudness import at_peak
 from ..metrics import sd_sdr
 from .encoder import ENCODER_RATE, PEAK_DB
 from .pairs import TESTED, TRAINED, StyleSegments, draw_settings
-from ..training import Task, train_model
+from ..training import Objective, Task, train_model, write_versions
 
 # %% ../../nbs/style_transfer/13_proxy_training.ipynb #batch
 class ProxyBatch(NamedTuple):
@@ -66,13 +65,8 @@ class ProxySegments:
 # %% ../../nbs/style_transfer/13_proxy_training.ipynb #task
 PROXY_WAVE_WEIGHT = 10.0  # of the mean absolute error, beside MR-STFT
 
-class ProxyObjective(nn.Module):
+class ProxyObjective(Objective):
     "Loss of a proxy on a `ProxyBatch`, where this module is; figures `mr_stft` and `sd_sdr` in dB. The `loss` is a `losses.ProductionLoss`."
-    def __init__(self, loss):
-        super().__init__()
-        self.loss = loss
-        self.register_buffer("here", torch.zeros(()), persistent=False)
-
     def forward(self, model, batch):
         "The loss, a scalar, and a dictionary of figures."
         x, settings, target = (tensor.to(self.here.device) for tensor in (batch.x, batch.settings, batch.target))
@@ -94,13 +88,10 @@ def _segments(tracks, recipe, seed, share=(0, 1), report=None, validating=False)
 
 def _write_examples(folder, model, batch, count=3):
     "Items of a batch as `-input`, `-target` and `-output`, float WAV."
-    folder.mkdir(parents=True, exist_ok=True)
     here = next(model.parameters()).device
     with torch.no_grad():
-        versions = {"input": batch.x, "target": batch.target, "output": model(batch.x.to(here), batch.settings.to(here)).float().cpu()}
-    for item in range(min(count, len(batch.x))):
-        for version, sound in versions.items():
-            write_audio(folder / f"{item + 1}-{version}.wav", sound[item].numpy(), batch.sample_rate, "FLOAT")
+        versions = {"input": batch.x, "target": batch.target, "output": model(batch.x.to(here), batch.settings.to(here))}
+    write_versions(folder, range(1, min(count, len(batch.x)) + 1), versions, batch.sample_rate)
 
 def _try_out(model, sample_rate):
     "A moment of silence."

@@ -21,10 +21,10 @@ from .rules import match_by_rules
 from .styles import STYLE_RANGES, draw_style
 
 # %% ../../nbs/style_transfer/18_scores.ipynb #segment
-def loud_segment(track, seconds, rng, tries=8):
+def loud_segment(track, seconds, rng, tries=8, sample_rate=None):
     """A random segment of a `Track` that is not a silent one, `(1, channels, time)` at its rate: the first of `tries` whose mean square is above `pairs.ENERGY`, or the loudest of them.
 
-    Shorter than `seconds` where the track is. Raises `PaletteError` as `read_audio`.
+    Mixed to mono and at `sample_rate` Hz where that is given. Shorter than `seconds` where the track is. Raises `PaletteError` as `read_audio`.
     """
     frames, best, loudest = round(seconds * track.sample_rate), None, -1.0
     for _ in range(tries):
@@ -35,6 +35,8 @@ def loud_segment(track, seconds, rng, tries=8):
             best, loudest = samples, energy
         if energy > ENERGY:
             break
+    if sample_rate:
+        best = resample(best.mean(0, keepdims=True), track.sample_rate, sample_rate)
     return torch.tensor(np.ascontiguousarray(best))[None]
 
 # %% ../../nbs/style_transfer/18_scores.ipynb #pair
@@ -55,9 +57,7 @@ def synthetic_pairs(tracks, effects, seconds=10.0, draw=TESTED, seed=0, same=Fal
     """
     for number, track in enumerate(tracks):
         rng = np.random.default_rng([seed, number])
-        x, rate = loud_segment(track, seconds, rng), sample_rate or track.sample_rate
-        if sample_rate:
-            x = torch.tensor(resample(x[0].mean(0, keepdim=True).numpy(), track.sample_rate, sample_rate))[None]
+        x, rate = loud_segment(track, seconds, rng, sample_rate=sample_rate), sample_rate or track.sample_rate
         one, other = (produce(x, rate, effects, draw_settings(effects, 1, rng, draw))[0] for _ in range(2))
         half, late = x.shape[-1] // 2, bool(rng.integers(2))
         here, there = (slice(half, 2 * half), slice(0, half)) if late else (slice(0, half), slice(half, 2 * half))

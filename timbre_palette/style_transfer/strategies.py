@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EPSILON', 'PAPER_RATE', 'HYBRIDS', 'STRATEGIES', 'Automatic', 'Perturbation', 'Proxied', 'EndToEnd', 'find_strategy',
-           'compare_gradients']
+           'gradient_row', 'settings_gradient', 'compare_gradients']
 
 # %% ../../nbs/style_transfer/05_strategies.ipynb #imports
 import torch
@@ -144,6 +144,16 @@ def _cosine(a, b, dim):
     "Cosine of the angle; 0 where either is 0."
     return (a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim)).clamp(min=1e-20)
 
+def gradient_row(name, found, true, repeats=1):
+    "A row of `compare_gradients` for a gradient `found` beside the `true` one, `(batch, settings)` both."
+    return {"strategy": name, "repeats": repeats, "cosine": _cosine(found, true, 1).mean().item(),
+            "length": (found.norm(dim=1) / true.norm(dim=1).clamp(min=1e-20)).median().item(), "by_parameter": _cosine(found, true, 0).tolist()}
+
+def settings_gradient(strategy, x, sample_rate, normalised, loss):
+    "The gradient `(batch, settings)` of `loss(output)` by `normalised` settings `(batch, settings)` on `x` `(batch, channels, time)`, as the strategy has it in training."
+    place = normalised.detach().clone().requires_grad_()
+    return torch.autograd.grad(loss(strategy.train()(x, sample_rate, place)), place)[0]
+
 def compare_gradients(strategies, x, sample_rate, normalised, loss, repeats=1):
     """Gradients of `loss(output)` by `normalised` settings `(batch, settings)` on `x` `(batch, channels, time)`, beside those of the first of `strategies`, a dictionary: rows with
     `strategy`, `repeats`, the mean `cosine` of an item's gradient, how many times as long it is (`length`, a median), and `by_parameter`, the cosine over the batch of each setting's.
@@ -152,13 +162,8 @@ def compare_gradients(strategies, x, sample_rate, normalised, loss, repeats=1):
     """
     rows, true = [], None
     for name, strategy in strategies.items():
-        strategy.train()
-        found = 0
         times = repeats if isinstance(strategy, Perturbation) else 1
-        for _ in range(times):
-            place = normalised.detach().clone().requires_grad_()
-            found = found + torch.autograd.grad(loss(strategy(x, sample_rate, place)), place)[0] / times
+        found = sum(settings_gradient(strategy, x, sample_rate, normalised, loss) / times for _ in range(times))
         true = found if true is None else true
-        rows.append({"strategy": name, "repeats": times, "cosine": _cosine(found, true, 1).mean().item(),
-                     "length": (found.norm(dim=1) / true.norm(dim=1).clamp(min=1e-20)).median().item(), "by_parameter": _cosine(found, true, 0).tolist()})
+        rows.append(gradient_row(name, found, true, times))
     return rows

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import timbre_palette
-from ..audio import PaletteError, resample, write_audio, write_text
+from ..audio import PaletteError, write_audio, write_text
 from ..checkpoint import Pretrained, shipped
 from ..effects.chains import PRODUCTION, chain
 from ..evaluation import write_measured
@@ -26,7 +26,7 @@ from ..experiments import has_weights, keep, synthesise_songs
 from ..material import STANDINS
 from ..songs import describe_tracks, find_tracks, load_splits
 from .encoder import ENCODER_RATE
-from .experiments import (KINDS, Method, by_strategy, find_style_material, find_style_unit, gradient_rows, score_method, style_cost_rows,
+from .experiments import (KINDS, Method, by_strategy, file_name, find_style_material, find_style_unit, gradient_rows, score_method, style_cost_rows,
                                                        train_style_unit)
 from .figures import draw_style_figures
 from .match import find_system
@@ -62,12 +62,11 @@ def style_methods(kind):
     return first + learned + beside
 
 # %% ../../nbs/style_transfer/33_tables.ipynb #paper
-def _printed(text):
-    "A row of figures."
-    return dict(zip(COLUMNS, map(float, text.split())))
+def _printed(corpora, rows, columns=COLUMNS):
+    "A table of the paper: figures by row, corpus and column."
+    return {name: {corpus: dict(zip(columns, map(float, figures.split()))) for corpus, figures in zip(corpora, text.split("|"))} for name, text in rows.items()}
 
-PAPER_SCORES_1 = {  # of Table 1, as printed
-    name: {corpus: _printed(text) for corpus, text in zip(("LibriTTS", "DAPS", "VCTK"), row.split("|"))} for name, row in {
+PAPER_SCORES_1 = _printed(("LibriTTS", "DAPS", "VCTK"), {  # of Table 1
     "Input": "3.765 1.187 2.180 687.5 6.983 2.426|3.684 1.179 2.151 641.7 6.900 2.314|3.672 1.254 2.008 815.4 7.783 2.532",
     "RB-DSP": "3.856 0.943 1.955 410.3 4.204 1.674|3.787 0.917 1.882 399.7 3.705 1.481|3.709 1.101 1.911 657.6 5.039 2.018",
     "cTCN 1": "4.258 0.405 0.887 128.4 2.237 1.066|4.185 0.419 0.884 124.6 2.098 1.006|4.181 0.467 0.891 173.8 2.651 1.165",
@@ -77,9 +76,8 @@ PAPER_SCORES_1 = {  # of Table 1, as printed
     "NP-FH (S)": "3.945 1.058 2.088 404.9 6.820 3.197|3.891 1.037 2.045 395.4 6.754 3.117|3.894 1.087 1.934 514.0 7.065 3.363",
     "SPSA": "4.180 0.635 1.406 219.5 3.263 1.600|4.099 0.645 1.379 213.6 2.989 1.511|4.023 0.730 1.359 301.6 3.535 1.737",
     "AD": "4.310 0.388 0.882 111.5 1.828 0.823|4.222 0.416 0.895 109.0 1.758 0.799|4.218 0.481 0.924 152.7 2.317 1.006",
-}.items()}
-PAPER_SCORES_2 = {  # of Table 2, as printed
-    name: {corpus: _printed(text) for corpus, text in zip(("MTG-Jamendo, 24 kHz", "MTG-Jamendo, 44.1 kHz", "MUSDB18, 44.1 kHz"), row.split("|"))} for name, row in {
+})
+PAPER_SCORES_2 = _printed(("MTG-Jamendo, 24 kHz", "MTG-Jamendo, 44.1 kHz", "MUSDB18, 44.1 kHz"), {  # of Table 2
     "Input": "2.927 1.198 6.088 646.5 6.695 2.518|2.874 1.109 4.454 767.7 6.793 inf|2.900 1.252 4.342 1088.3 5.940 2.312",
     "RB-DSP": "2.849 0.925 4.422 263.2 4.254 1.706|2.931 0.887 3.355 342.0 4.749 1.882|2.994 0.821 3.052 379.4 4.078 1.665",
     "cTCN 1": "3.402 0.547 2.294 160.9 3.261 1.483|3.168 0.876 2.921 494.4 4.372 2.070|3.121 0.896 2.956 730.4 4.548 2.231",
@@ -92,12 +90,11 @@ PAPER_SCORES_2 = {  # of Table 2, as printed
     "NP-FH (M)": "2.648 1.137 6.368 605.6 5.903 2.587|2.625 1.133 5.512 844.6 6.417 2.876|2.575 1.225 5.450 1172.5 5.973 2.913",
     "SPSA": "3.173 0.716 3.024 210.1 2.809 1.344|3.172 0.759 2.458 386.2 2.839 1.311|3.126 0.789 2.321 574.4 2.925 1.394",
     "AD": "3.355 0.488 2.149 144.7 2.167 1.005|3.400 0.585 1.824 304.4 2.425 1.106|3.396 0.608 1.695 456.1 2.559 1.197",
-}.items()}
-PAPER_SCORES_3 = {  # of Table 3, as printed
-    name: {corpus: dict(zip(COLUMNS[2:], map(float, text.split()))) for corpus, text in zip(("DAPS", "MUSDB18"), row.split("|"))} for name, row in {
+})
+PAPER_SCORES_3 = _printed(("DAPS", "MUSDB18"), {  # of Table 3
     "Input": "10.4 1041.7 10.4 3.6|8.4 2607.4 9.4 3.8", "RB-DSP": "8.9 517.2 5.8 2.4|6.5 915.4 8.6 3.7", "NP-HH (S)": "9.8 636.6 12.9 5.9|7.0 1512.7 10.0 4.5",
     "SPSA": "8.0 360.1 5.1 2.5|5.5 1297.0 4.6 2.1", "AD": "7.8 278.1 5.2 2.4|4.8 947.6 3.8 1.7",
-}.items()}
+}, COLUMNS[2:])
 PAPER_COSTS = {  # seconds of a step, of a second on a CPU and on a GPU; thousands of parameters; whether settings can be read
     "RB-DSP": (None, 0.004, None, 0, False), "cTCN 1": (0.438, 0.132, 0.002, 174, False), "cTCN 2": (0.642, 0.268, 0.005, 336, False), "NP": (0.434, 0.277, 0.005, 336, True),
     "NP-HH": (0.434, 0.003, None, 0, True), "NP-FH": (0.434, 0.003, None, 0, True), "SPSA": (0.413, 0.003, None, 0, True), "AD": (0.301, 0.006, 0.001, 0, True),
@@ -155,10 +152,6 @@ def _untrained():
     "The representation of random weights."
     torch.manual_seed(0)
     return of_system(StyleTransfer().eval())
-
-def _slug(label):
-    "A label as the name of a file."
-    return "".join(letter if letter.isalnum() else "-" for letter in label.lower()).strip("-")
 
 def synthesise_speech(folder, sample_rate=24000):
     "Write a few synthesised choirs and flutes, in place of voices, to `folder/train`, `val` and `test`, unless they are there; the folder."
@@ -239,7 +232,7 @@ class StyleExperiments:
 
     def probed(self, kind, name, progress=None):
         "The row of Table 4 called `name`, one of those in `represented`, for a kind of recordings, kept unless it could not be had."
-        path = self.folder / "probes" / kind / f"{_slug(name)}.json"
+        path = self.folder / "probes" / kind / f"{file_name(name)}.json"
         if not path.is_file():
             if kind not in self._examples:
                 splits, effects, seconds = load_splits(self.places[kind]), chain(*PRODUCTION), min(5.0, self.budget.pair_s / 2)
@@ -256,7 +249,7 @@ class StyleExperiments:
         tracks, trained = self.materials["speech-styles"].tracks, has_weights(self.folder, Method("SPSA", "spsa").unit("speech"), 0)
         system = find_style_unit(Method("SPSA", "spsa"), "speech", self.folder) if trained else find_system("speech")
         rng, seconds = np.random.default_rng(0), min(5.0, self.budget.pair_s / 2)
-        sounds = [torch.tensor(resample(loud_segment(track, seconds, rng)[0].mean(0, keepdim=True).numpy(), track.sample_rate, ENCODER_RATE))[None] for track in tracks[:2]]
+        sounds = [loud_segment(track, seconds, rng, sample_rate=ENCODER_RATE) for track in tracks[:2]]
         return draw_style_figures(system, sounds[0], sounds[-1], self.folder / "tables")
 
     def costs(self, progress=None):

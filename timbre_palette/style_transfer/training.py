@@ -6,26 +6,18 @@
 __all__ = ['STYLE', 'StyleObjective', 'Unchanged', 'write_transfers', 'train_style']
 
 # %% ../../nbs/style_transfer/12_training.ipynb #imports
-from pathlib import Path
-
 import torch
 from torch import nn
 
-from ..audio import write_audio
 from ..effects.chains import PRODUCTION, chain
 from ..effects.plugins import find_effect
 from .pairs import TESTED, TRAINED, StyleSegments
 from .presets import learn_presets
-from ..training import Task, train_model
+from ..training import Objective, Task, train_model, write_versions
 
 # %% ../../nbs/style_transfer/12_training.ipynb #objective
-class StyleObjective(nn.Module):
+class StyleObjective(Objective):
     "Loss of a model's `transfer` on a `pairs.StyleBatch`, where this module is; figures `mr_stft` and `rms_db`. The `loss` is a `losses.ProductionLoss`, called with waveforms `(batch, 1, time)`."
-    def __init__(self, loss):
-        super().__init__()
-        self.loss = loss
-        self.register_buffer("here", torch.zeros(()), persistent=False)
-
     def forward(self, model, batch):
         "The loss, a scalar, and a dictionary of figures."
         x = batch.x.to(self.here.device)
@@ -44,14 +36,10 @@ class Unchanged(nn.Module):
 # %% ../../nbs/style_transfer/12_training.ipynb #examples
 def write_transfers(folder, model, batch, count=3):
     "Write items of a `StyleBatch` to `folder`, `count` of them, each as `-input`, `-reference`, `-target` and `-output`, float WAV. Raises `PaletteError` where one cannot be written."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     x = batch.x.to(next(model.parameters()).device)
     with torch.no_grad():
         versions = {"input": x, "reference": x[batch.reference], "target": x[batch.target], "output": model.transfer(x, batch.sample_rate, batch.reference)}
-    for item in range(min(count, len(x))):
-        for version, sound in versions.items():
-            write_audio(folder / f"{item + 1}-{version}.wav", sound[item].float().cpu().numpy(), batch.sample_rate, "FLOAT")
+    write_versions(folder, range(1, min(count, len(x)) + 1), versions, batch.sample_rate)
 
 # %% ../../nbs/style_transfer/12_training.ipynb #task
 def _segments(tracks, recipe, seed, share=(0, 1), report=None, validating=False):
