@@ -67,7 +67,7 @@ def find_style_budget(name):
     return STYLE_BUDGETS[name]
 
 # %% ../../nbs/style_transfer/28_experiments.ipynb #unit
-LEARNING_RATES = {"spsa": 3e-4}  # where it is not the one of the others
+LEARNING_RATES = {"spsa": 3e-4, "np": 3e-4, "np-fh": 3e-4}  # where gradients are guesses; 1e-3 elsewhere
 KINDS = ("speech", "music")  # of recordings
 
 def strategy_options(strategy, proxies):
