@@ -264,6 +264,8 @@ def load_splits(places, seed=0, report=None, split="official", stems=("mixture",
     `PaletteError` as `find_tracks` and `split_tracks`, or if one data set has a song on two sides.
     """
     places = [places] if isinstance(places, (str, Path)) else list(places)
+    if not places:
+        raise PaletteError("no place was named; give a folder with songs in it (on the command line with --data)")
     if split not in SPLITTINGS:
         raise PaletteError(f"unknown split {split!r}; use {' or '.join(SPLITTINGS)}")
     tracks = [track for place in places for track in find_tracks(place, report, stems)]

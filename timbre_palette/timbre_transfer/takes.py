@@ -59,6 +59,8 @@ def split_takes(places, instrument=None, seed=0, report=None):
     Of recordings that a manifest describes, half are left to the classifier. Raises `PaletteError` as `find_takes`, or if fewer than two recordings are left to train on.
     """
     places = [places] if isinstance(places, (str, os.PathLike)) else list(places)
+    if not places:
+        raise PaletteError(f"no place was named; give a folder with recordings of {instrument or 'an instrument'} in it (on the command line with --data)")
     tracks = list({track.path.resolve(): track for place in places for track in find_takes(place, instrument, report)}.values())
     splits = {name: [track for track in tracks if (track.split or "train") == name] for name in SPLITS}
     taken = {track.song for name in ("test", "val") for track in splits[name]}
@@ -68,7 +70,7 @@ def split_takes(places, instrument=None, seed=0, report=None):
     if not splits["val"]:
         splits["train"], splits["val"] = split_tracks(splits["train"], HELD_OUT, seed)
     if not splits["train"]:
-        raise PaletteError(f"{places[0] if places else 'no place'}: no recordings are left to train on; add some that are not on the sides test and val")
+        raise PaletteError(f"{places[0]}: no recordings are left to train on; add some that are not on the sides test and val")
     return {name: found for name, found in splits.items() if found}
 
 # %% ../../nbs/timbre_transfer/06_takes.ipynb #prepare-take
