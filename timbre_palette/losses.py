@@ -160,7 +160,7 @@ class LogSTFTLoss(nn.Module):
         return (logs[0] - logs[1]).abs().mean()
 
 LOSSES = {"stable": StableLoss, "relative": RelativeLoss, "error": ErrorLoss, "production": ProductionLoss, "log-stft": LogSTFTLoss, "multi-scale": MultiScaleSpectralLoss,
-          "log-mel": partial(MultiScaleSpectralLoss, linear=0.0, mel_bands=64, sample_rate=16000)}  # by the name that recipes use
+          "log-mel": partial(MultiScaleSpectralLoss, linear=0.0, mel_bands=64, sample_rate=16000)}  # by the name that recipes use; log-mel at the rate of the article on timbre transfer
 
 # %% ../nbs/08_losses.ipynb #naive-log-loss
 class NaiveLogSTFTLoss(LogSTFTLoss):
