@@ -77,6 +77,24 @@ def test_blocks_of_the_oscillator_are_the_whole(size, fade):
     assert (in_blocks(lambda f, a, state: oscillate(f, a, 16000, 64, state, fade), size, pitch, levels) - whole).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("size", [1, 5000, 40000])
+def test_a_sound_made_in_parts_is_the_whole_and_has_its_gradients(monkeypatch, size):
+    "Parts of one frame, of two, of all but a few; the highest pitches in some of them only."
+    pitch, levels, weights = 50 + 3000 * torch.rand(2, 21, generator=SEED), torch.rand(2, 21, 16, generator=SEED) / 16, torch.randn(2, 1, 21 * 64, generator=SEED)
+
+    def sound_and_gradients():
+        controls = pitch.clone().requires_grad_(), levels.clone().requires_grad_()
+        sound, _ = oscillate(*controls, 16000, 64)
+        return sound.detach(), *torch.autograd.grad((sound * weights).sum(), controls)
+
+    whole = sound_and_gradients()
+    monkeypatch.setattr("timbre_palette.timbre_transfer.oscillator.PART_SIZE", size)
+    for ours, theirs in zip(sound_and_gradients(), whole):
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    short = (pitch[:, :3].double() / 15).requires_grad_(), levels[:, :3, :4].double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda f, a: oscillate(f, a, 1000, 4)[0], (short[0], short[1]), eps=1e-7, atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [1, 3, 40])
 @pytest.mark.parametrize("hop", [16, 64, 300])
 def test_blocks_of_noise_are_the_whole(size, hop):

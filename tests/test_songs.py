@@ -212,6 +212,9 @@ PUBLISHED = {
              [f"VCTK-Corpus-0.92/wav48_silence_trimmed/{voice}/{voice}_{line:03d}_mic2.flac" for voice in ("p225", "s5") for line in (1, 2)]),
     "vctk, older": ({f"wav48/{voice}/{voice}_{line:03d}.wav": (f"vctk{voice}", "") for voice in ("p225", "p376") for line in (1, 2)}, []),
     "mtg_jamendo": ({"14/214.mp3": ("jamendo214", ""), "14/1014.mp3": ("jamendo1014", ""), "00/1000.low.mp3": ("jamendo1000", "")}, ["15/15.mp3", "14/02 Intro.mp3"]),
+    "urmp": ({f"Dataset/{piece}/AuSep_{player}_{code}_{piece[:2]}_{title}.wav": (f"urmp{title.lower()}", "")
+              for piece, title, players in (("01_Jupiter_vn_vc", "Jupiter", ("vn", "vc")), ("15_Surprise_tpt_tpt_tbn", "Surprise", ("tpt", "tpt", "tbn")), ("16_Surprise_tpt_tpt_sax", "Surprise", ("tpt", "tpt", "sax")))
+              for player, code in enumerate(players, 1)}, ["Dataset/01_Jupiter_vn_vc/AuMix_01_Jupiter_vn_vc.wav"]),
 }
 
 

@@ -35,8 +35,8 @@ STYLE_HELP = ("fullness, warmth, layeredness; percentages such as s80_a10_m10 (s
 MODEL_HELP = ("graybox: learned from the exact palette; blackbox: the same from convolutions alone; waveunet-v2: TimbrePalette (paper); dsp: the exact palette; "
               "or a folder with weights of your own (default: %(default)s)")
 
-DATA_HELP = ("folders of songs, or of a published set: MUSDB18-HQ, MUSDB18 or DSD100, LibriTTS, DAPS or VCTK, MTG-Jamendo; or one's name, musdb18hq, musdb18, dsd100, libritts, "
-             "daps, vctk or mtg_jamendo, where MUSDB_PATH, DSD_PATH, LIBRITTS_PATH, DAPS_PATH, VCTK_PATH or MTG_JAMENDO_PATH is set; "
+DATA_HELP = ("folders of songs, or of a published set: MUSDB18-HQ, MUSDB18 or DSD100, LibriTTS, DAPS or VCTK, MTG-Jamendo, URMP; or one's name, musdb18hq, musdb18, dsd100, libritts, "
+             "daps, vctk, mtg_jamendo or urmp, where MUSDB_PATH, DSD_PATH, LIBRITTS_PATH, DAPS_PATH, VCTK_PATH, MTG_JAMENDO_PATH or URMP_PATH is set; "
              "split as they are, else a tenth of the songs, of speech of the speakers, is held out")
 
 def _add_delivery(parser):
@@ -95,8 +95,8 @@ def make_parser():
 
     train = commands.add_parser("train", help="train a model on songs", epilog="example: timbre-palette train graybox --data songs/ -o runs/graybox --set steps=500",
                                 description="The same command again goes on where a run was stopped. Behind 'accelerate launch' it trains on several GPUs or machines.")
-    train.add_argument("recipe", help="graybox, blackbox, waveunet-v2, paper-v1, paper-v2; style-music or style-speech, for match; proxy-equaliser-music and the like; a YAML file; or the card.json of any weights, to make them again")
-    train.add_argument("-d", "--data", nargs="+", action="extend", required=True, metavar="PLACE", help=DATA_HELP)
+    train.add_argument("recipe", help="graybox, blackbox, waveunet-v2, paper-v1, paper-v2; style-music or style-speech, for match; proxy-equaliser-music and the like; whistle-article or trumpet-article; a YAML file; or the card.json of any weights, to make them again")
+    train.add_argument("-d", "--data", nargs="+", action="extend", default=[], metavar="PLACE", help=DATA_HELP + "; not needed for whistle-article, whose whistles are made up")
     train.add_argument("-o", "--out", metavar="FOLDER", help="where the run is kept; the weights are in its folder best")
     train.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="settings of the recipe to change, such as steps=500 seed=1")
     train.add_argument("--device", default="auto", help="cpu, cuda or xpu (default: %(default)s, a GPU if there is one)")
@@ -568,19 +568,21 @@ def _run_name(options):
     return options.recipe if options.recipe in RECIPES else Path(options.out).name
 
 def _palette_task():
-    "Models that render styles: what trains one, what scores it, and what shows the scores."
+    "Models that render styles: what trains one, what scores it, what shows the scores, and what finds recordings."
     from timbre_palette.evaluation import YARDSTICKS, evaluate, summarise
+    from timbre_palette.recipe import Recipe
     from timbre_palette.training import train_palette
 
     def score(model, name, tracks, progress):
         "Against the exact palette."
         return summarise(evaluate({**YARDSTICKS, name: model.render}, tracks, progress=progress, report=_report))
-    return train_palette, score, lambda rows: _table(rows, "text")
+    return train_palette, score, lambda rows: _table(rows, "text"), Recipe.find_songs
 
 def _style_task():
-    "Systems that set effects by example, in the same three functions."
+    "Systems that set effects by example, in the same four functions."
     from importlib.util import find_spec
     from timbre_palette.evaluation import write_table
+    from timbre_palette.recipe import Recipe
     from timbre_palette.style_transfer.scores import COLUMNS, by_rules, by_system, score_pairs, summarise_scores, synthetic_pairs, untouched
     from timbre_palette.style_transfer.training import train_style
 
@@ -601,23 +603,33 @@ def _style_task():
     def show(rows):
         "Two digits behind the point."
         return write_table([{name: f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value) for name, value in row.items()} for row in rows])
-    return train_style, score, show
+    return train_style, score, show, Recipe.find_songs
+
+def _in_thousandths(rows):
+    "Rows as a table, with three digits behind the point."
+    from timbre_palette.evaluation import write_table
+    return write_table([{key: f"{value:.3f}" if isinstance(value, float) else str(value) for key, value in row.items()} for row in rows])
 
 def _proxy_task():
-    "Proxies of effects, in the same three functions."
-    from timbre_palette.evaluation import write_table
+    "Proxies of effects, in the same four functions."
+    from timbre_palette.recipe import Recipe
     from timbre_palette.style_transfer.proxy_training import score_proxies, train_proxy
 
     def score(model, name, tracks, progress):
         "Against the effect, beside a wire."
         return score_proxies({name: model}, model.effect, tracks)
+    return train_proxy, score, _in_thousandths, Recipe.find_songs
 
-    def show(rows):
-        "Three digits behind the point."
-        return write_table([{key: f"{value:.3f}" if isinstance(value, float) else str(value) for key, value in row.items()} for row in rows])
-    return train_proxy, score, show
+def _article_task():
+    "The article's auto-encoder, in the same four functions."
+    from timbre_palette.timbre_transfer.article import find_recordings, score_resynthesis, train_article
 
-_TASKS = {"StyleTransfer": _style_task, "EffectProxy": _proxy_task}  # by a recipe's model; every other one renders styles
+    def score(model, name, tracks, progress):
+        "Against the recordings, beside silence."
+        return score_resynthesis({name: model.resynthesise}, tracks, progress=progress)
+    return train_article, score, _in_thousandths, find_recordings
+
+_TASKS = {"StyleTransfer": _style_task, "EffectProxy": _proxy_task, "WaveformAutoencoder": _article_task}  # by a recipe's model; every other one renders styles
 
 def run_train(options):
     """What `timbre-palette train` does: train, score where there is a test split, and write both into the card.
@@ -628,13 +640,13 @@ def run_train(options):
     from timbre_palette.audio import PaletteError
     from timbre_palette.recipe import find_recipe, write_recipe
     recipe = find_recipe(options.recipe, options.set)
+    train, score, show, find = _TASKS.get(recipe.model, _palette_task)()
     if options.show:
-        _show(write_recipe(recipe) + _describe_songs(recipe.find_songs(options.data, _report)))
+        _show(write_recipe(recipe) + _describe_songs(find(recipe, options.data, _report)))
         return 0
     if not options.out:
         raise PaletteError("name a folder for the run with --out")
     from timbre_palette.training import find_accelerator
-    train, score, show = _TASKS.get(recipe.model, _palette_task)()
     main = find_accelerator(options.device, recipe.precision).is_main_process
     try:
         with tqdm(total=recipe.steps, leave=False, disable=None if main else True, desc="training") as bar:
@@ -650,7 +662,7 @@ def run_train(options):
         return 130
     if not main:
         return 0
-    best, test = Path(options.out) / "best", recipe.find_songs(options.data).get("test")
+    best, test = Path(options.out) / "best", find(recipe, options.data).get("test")
     _show(f"{best}: the model of step {model.card['chosen_at_step']} of {recipe.steps}, best by validation; {model.card['minutes']} minutes, "
           f"{model.card['waiting_percent']} % of them waiting for segments")
     if test:

@@ -7,6 +7,8 @@ __all__ = ['NOTHING', 'WINDOWS', 'SCALES', 'LOSSES', 'stft_magnitude', 'StableLo
            'MultiResolutionSTFTLoss', 'MultiScaleSpectralLoss', 'ProductionLoss', 'LogSTFTLoss', 'NaiveLogSTFTLoss']
 
 # %% ../nbs/08_losses.ipynb #imports
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -157,7 +159,8 @@ class LogSTFTLoss(nn.Module):
         logs = [torch.log(self.magnitude(signal.float()) + self.eps) for signal in (output, target)]
         return (logs[0] - logs[1]).abs().mean()
 
-LOSSES = {"stable": StableLoss, "relative": RelativeLoss, "error": ErrorLoss, "production": ProductionLoss, "log-stft": LogSTFTLoss, "multi-scale": MultiScaleSpectralLoss}  # by the name that recipes use
+LOSSES = {"stable": StableLoss, "relative": RelativeLoss, "error": ErrorLoss, "production": ProductionLoss, "log-stft": LogSTFTLoss, "multi-scale": MultiScaleSpectralLoss,
+          "log-mel": partial(MultiScaleSpectralLoss, linear=0.0, mel_bands=64, sample_rate=16000)}  # by the name that recipes use; log-mel at the rate of the article on timbre transfer
 
 # %% ../nbs/08_losses.ipynb #naive-log-loss
 class NaiveLogSTFTLoss(LogSTFTLoss):

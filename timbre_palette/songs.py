@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'SUFFIXES', 'STEMS', 'LAYOUTS', 'SPLITTINGS', 'LICENCES', 'title_key', 'Track', 'cache_folder',
            'read_headers', 'Layout', 'recognise', 'find_tracks', 'without_repeats', 'describe_overlap', 'split_tracks',
-           'load_splits', 'split_between', 'describe_tracks']
+           'load_splits', 'split_between', 'manifest_rows', 'describe_tracks']
 
 # %% ../nbs/17_songs.ipynb #imports
 import csv
@@ -153,6 +153,7 @@ LAYOUTS = {  # where two have the same song, it is taken from the first
                    _VOICE + r"(_mic1\.flac|\.wav)$", roots=_VCTK, prefix="vctk "),
     "vctk_mic2": Layout("VCTK_PATH", (("", "wav48_silence_trimmed/[ps]*/*_mic2.flac"), ("", "[ps][0-9]*/*_mic2.flac")), _VOICE + r"_mic2\.flac$", roots=_VCTK, prefix="vctk "),
     "mtg_jamendo": Layout("MTG_JAMENDO_PATH", (("", "[0-9][0-9]/*.mp3"),), r"(?:^|/)(?P<folder>\d\d)/(?P<song>\d+(?P=folder))(\.low)?\.mp3$", prefix="jamendo "),
+    "urmp": Layout("URMP_PATH", (("", "[0-9]*_*/AuSep_*.wav"),), r"(?:^|/)AuSep_\d+_[a-z]+_\d+_(?P<song>[^/]+)\.wav$", roots=("", "Dataset"), prefix="urmp "),
 }
 
 def _recordings(folder, name, split, pattern, report=None):
@@ -263,6 +264,8 @@ def load_splits(places, seed=0, report=None, split="official", stems=("mixture",
     `PaletteError` as `find_tracks` and `split_tracks`, or if one data set has a song on two sides.
     """
     places = [places] if isinstance(places, (str, Path)) else list(places)
+    if not places:
+        raise PaletteError("no place was named; give a folder with songs in it (on the command line with --data)")
     if split not in SPLITTINGS:
         raise PaletteError(f"unknown split {split!r}; use {' or '.join(SPLITTINGS)}")
     tracks = [track for place in places for track in find_tracks(place, report, stems)]
@@ -307,17 +310,7 @@ def split_between(tracks, share=0.5, seed=0):
         return int.from_bytes(hashlib.sha256(f"{seed} {song}".encode()).digest()[:8], "big") / 2 ** 64
     return [track for track in tracks if place(track.song) < share], [track for track in tracks if place(track.song) >= share]
 
-# %% ../nbs/17_songs.ipynb #credits
-# Of the recordings of a data set, for the cards of what was trained on it.
-LICENCES = {"musdb18hq": "MUSDB18-HQ: provided for educational purposes, each song under its own licence",
-            "musdb18": "MUSDB18: provided for educational purposes, each song under its own licence",
-            "dsd100": "DSD100: provided for educational purposes, each song under its own licence",
-            "libritts": "LibriTTS: CC BY 4.0",
-            "daps": "DAPS: CC BY-NC 4.0",
-            "vctk": "VCTK: CC BY 4.0",
-            "vctk_mic2": "VCTK: CC BY 4.0",
-            "mtg_jamendo": "MTG-Jamendo: for non-commercial research, each song under its own Creative Commons licence"}
-
+# %% ../nbs/17_songs.ipynb #manifest
 @lru_cache(maxsize=None)
 def _manifest(folder):
     "Rows of the manifest that describes a folder, by the absolute path of their file; empty without one."
@@ -329,10 +322,26 @@ def _manifest(folder):
     except (OSError, csv.Error):
         return {}
 
+def manifest_rows(tracks):
+    "The row of each of `tracks` in the `manifest.csv` of its folder, or of the first folder above that has one: a dictionary, empty where there is none."
+    follow = _following()
+    return [_manifest(path.parent).get(path, {}) for path in (follow(track.path) for track in tracks)]
+
+# %% ../nbs/17_songs.ipynb #credits
+# Of the recordings of a data set, for the cards of what was trained on it.
+LICENCES = {"musdb18hq": "MUSDB18-HQ: provided for educational purposes, each song under its own licence",
+            "musdb18": "MUSDB18: provided for educational purposes, each song under its own licence",
+            "dsd100": "DSD100: provided for educational purposes, each song under its own licence",
+            "libritts": "LibriTTS: CC BY 4.0",
+            "daps": "DAPS: CC BY-NC 4.0",
+            "vctk": "VCTK: CC BY 4.0",
+            "vctk_mic2": "VCTK: CC BY 4.0",
+            "mtg_jamendo": "MTG-Jamendo: for non-commercial research, each song under its own Creative Commons licence",
+            "urmp": "URMP: CC0, as published on Dryad"}
+
 def describe_tracks(tracks):
     "What a card says of `tracks`: how many songs, how long, their licences and sources; a dictionary."
-    follow = _following()
-    rows = [_manifest(path.parent).get(path, {}) for path in (follow(track.path) for track in tracks)]
+    rows = manifest_rows(tracks)
     licences = Counter(row.get("licence") or LICENCES.get(track.source, "not stated") for row, track in zip(rows, tracks))
     named = {row["source"] for row in rows if row.get("source")} | {track.source for track in tracks if track.source in LAYOUTS}
     return {"songs": len({track.song for track in tracks}), "minutes": round(sum(track.seconds for track in tracks) / 60, 1),

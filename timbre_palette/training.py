@@ -36,7 +36,7 @@ from .data import Segments
 from .losses import LOSSES
 from .metrics import is_inverted, si_snr, stft_distance
 from .polish import check_size, polish
-from .recipe import OPTIMISERS, PRECISIONS, find_recipe, write_recipe
+from .recipe import OPTIMISERS, PRECISIONS, Recipe, find_recipe, write_recipe
 from .songs import describe_overlap, describe_tracks
 
 # %% ../nbs/20_training.ipynb #accelerator
@@ -400,6 +400,9 @@ class Task:
     write_examples: Callable  # (folder, model, batch)
     try_out: Callable  # (model, sample_rate): runs the model once, on next to nothing
     finish: Callable | None = None  # (model, tracks): the best model with what is learned when all else is, from the tracks that it was trained on
+    find: Callable = Recipe.find_songs  # (recipe, places, report): the splits, a dictionary of tracks
+    begin: Callable | None = None  # (model, begun): the model to train, from a new one and the weights of a recipe's `start`; None: the latter, of a model with the same arguments
+    listen: tuple = ()  # shares of a run's steps at which the model as it is then writes examples too
 
 def _palette_segments(tracks, recipe, seed, share=(0, 1), report=None, validating=False):
     "Segments with styles, as a recipe wants them."
@@ -458,9 +461,9 @@ def _build(recipe, task):
         raise PaletteError(f"this recipe's model cannot be built or run ({' '.join(str(error).split())[:120]}); check model and arguments") from None
     if recipe.start:
         begun = Pretrained.from_pretrained(recipe.start)
-        if type(begun) is not type(model) or begun.arguments != model.arguments:
+        if type(begun) is not type(model) or begun.arguments != model.arguments and not task.begin:
             raise PaletteError(f"{recipe.start}: holds another model than this recipe's, {type(begun).__name__} {begun.arguments}")
-        model = begun
+        model = task.begin(model, begun) if task.begin else begun
         model.card = {}  # what was said of the old weights is not true of the new
     return model
 
@@ -495,7 +498,7 @@ def train_model(task, recipe, data, folder, device="auto", report=None, progress
         "The songs, once everything has been found to fit."
         if recipe.batch % (accelerator.num_processes * recipe.accumulate):
             raise PaletteError(f"a batch of {recipe.batch} cannot be shared by {accelerator.num_processes} processes in {recipe.accumulate} parts each; set another batch")
-        splits = recipe.find_songs(data, report)
+        splits = task.find(recipe, data, report)
         model = _build(recipe, task)
         if recipe.polish:
             check_size(model)
@@ -517,14 +520,27 @@ def train_model(task, recipe, data, folder, device="auto", report=None, progress
     optimiser = OPTIMISERS[recipe.optimiser](groups, lr=recipe.learning_rate, betas=(0.9, recipe.beta2), weight_decay=recipe.weight_decay)
     highest = [group["lr"] for group in optimiser.param_groups]
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, highest, total_steps=recipe.steps)
+    moments = {round(share * recipe.steps) for share in task.listen}
+
+    def follow(step, figures):
+        "Write examples where the task wants to listen, and tell of the step."
+        if step in moments:
+            model.eval()
+            task.write_examples(folder / f"examples-{step}", model, validation[0])
+            model.train()
+        if progress and step:
+            progress(step, figures)
+
     described = {**card, "recipe": asdict(recipe), "data": {name: describe_tracks(splits[name]) for name in ("train", "val")}, "overlap": describe_overlap(splits),
                  "hardware": hardware(accelerator), "torch": torch.__version__}
     with enough_memory(too_large):
         objective = task.objective(LOSSES[recipe.loss]()).to(accelerator.device)
         described["identity"] = validate(task.untouched, objective, validation, accelerator)
+        if accelerator.is_main_process and not (folder / "state.safetensors").exists():
+            follow(0, {})
         reached = fit(model, objective, batches, validation, optimiser, scheduler, recipe.steps, folder,
                       accelerator=accelerator, accumulate=recipe.accumulate, clip=recipe.clip, ema=recipe.ema, patience=recipe.patience,
-                      validate_every=recipe.validate_every, seed=recipe.seed, card=described, progress=progress, report=report,
+                      validate_every=recipe.validate_every, seed=recipe.seed, card=described, progress=follow, report=report,
                       on_best=lambda model, step: task.write_examples(folder / "examples", model, validation[0]))
     if accelerator.is_main_process:
         best = Pretrained.from_pretrained(folder / "best").to(accelerator.device)
