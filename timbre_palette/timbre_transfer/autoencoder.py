@@ -140,7 +140,7 @@ class Controls(NamedTuple):
 
 # %% ../../nbs/timbre_transfer/10_autoencoder.ipynb #balance
 MODEL_RATE = 44100  # Hz, what models learn at; harmonics and noise end at half of it
-NOISE_BANDS = 65
+NOISE_BANDS = 65  # from 0 Hz to half of that rate, evenly spaced
 LEAST_POWER = 1e-8  # of harmonics whose shares sum to 1; less is there only where none can be heard
 
 @lru_cache
