@@ -659,7 +659,25 @@ def _proxy_task():
         return write_table([{key: f"{value:.3f}" if isinstance(value, float) else str(value) for key, value in row.items()} for row in rows])
     return train_proxy, score, show
 
-_TASKS = {"StyleTransfer": _style_task, "EffectProxy": _proxy_task}  # by a recipe's model; every other one renders styles
+def _timbre_task():
+    "Instruments that are learned from takes, in the same three functions."
+    from timbre_palette.data import excerpt
+    from timbre_palette.evaluation import write_table
+    from timbre_palette.losses import MultiScaleSpectralLoss
+    from timbre_palette.timbre_transfer.learning import score_resynthesis, train_timbre
+    from timbre_palette.timbre_transfer.transfer import FixedSpectrum
+
+    def score(model, name, tracks, progress):
+        "Recordings that were held out, played again, beside pitch-tracked synthesis."
+        recordings = [(excerpt(track), track.sample_rate) for track in tracks]
+        return score_resynthesis({"pitch-tracked": FixedSpectrum(like=model), name: model}, recordings, MultiScaleSpectralLoss(), progress=progress)
+
+    def show(rows):
+        "Three digits behind the point."
+        return write_table([{key: f"{value:.3f}" if isinstance(value, float) else str(value) for key, value in row.items()} for row in rows])
+    return train_timbre, score, show
+
+_TASKS = {"StyleTransfer": _style_task, "EffectProxy": _proxy_task, "HarmonicAutoencoder": _timbre_task}  # by a recipe's model; every other one renders styles
 
 def run_train(options):
     """What `timbre-palette train` does: train, score where there is a test split, and write both into the card.

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOWEST_RATE', 'LEVEL_S', 'SPECTRUM_S', 'BANDS', 'TOP_HZ', 'FLOOR_DB', 'SILENT', 'FIRST_HZ', 'MODEL_RATE',
-           'NOISE_BANDS', 'LEAST_POWER', 'PIECE', 'JITTER', 'FACTOR_DB', 'QUIET_DB', 'frame_hop', 'Features',
-           'FeatureStream', 'extract_features', 'Controls', 'balance', 'noise_matrix', 'SynthState', 'synthesise',
-           'Instrument', 'StreamingInstrument', 'HarmonicAutoencoder', 'silence_penalty']
+           'NOISE_BANDS', 'LEAST_POWER', 'PIECE', 'JITTER', 'FACTOR_DB', 'ROOM_RATE', 'QUIET_DB', 'frame_hop',
+           'Features', 'FeatureStream', 'extract_features', 'Controls', 'balance', 'noise_matrix', 'SynthState',
+           'synthesise', 'Instrument', 'StreamingInstrument', 'HarmonicAutoencoder', 'silence_penalty']
 
 # %% ../../nbs/timbre_transfer/10_autoencoder.ipynb #imports
 import math
@@ -220,7 +220,7 @@ class Instrument(Pretrained):
             if progress:
                 progress(min(len(parts) * PIECE, count), count)
         dry = torch.cat(parts, -1)[..., hop:hop + frames]
-        return dry + reverb * convolve(dry, self.room_taps(sample_rate)[None, None]) if reverb else dry
+        return dry + reverb * convolve(dry, self.room_taps(sample_rate).to(dry)[None, None]) if reverb else dry
 
     def play(self, features, frames, sample_rate, expression=0.0, reverb=1.0, seed=0, progress=None):
         "Sound `(batch, 1, frames)`, so many samples, by `Features`; the other arguments as of `render`, errors too."
@@ -281,7 +281,8 @@ class StreamingInstrument:
 
 # %% ../../nbs/timbre_transfer/10_autoencoder.ipynb #harmonic-autoencoder
 JITTER = 0.1  # of the latent in training, standard deviation
-FACTOR_DB = 12.0  # within which the level is the network's
+FACTOR_DB = 6.0  # within which the level is the network's
+ROOM_RATE = 0.01  # of the learning rate
 
 def _layer(inputs, outputs):
     "A layer of DDSP's stacks."
@@ -334,13 +335,18 @@ class HarmonicAutoencoder(Instrument):
         latent = self.expect(features)
         return self.decode(features, torch.lerp(latent, self.encode(features), expression) if expression else latent, state)
 
+    def parameter_groups(self, learning_rate):
+        "Parameters for an optimiser: the room's thousands of taps learn `ROOM_RATE` times as fast as the rest, whose rate is `learning_rate`."
+        room = set(self.room.parameters())
+        return [{"params": [p for p in self.parameters() if p not in room]}, {"params": list(room), "lr": ROOM_RATE * learning_rate}]
+
     def practise(self, features, frames, sample_rate):
-        """What training listens to: sound `(batch, 1, frames)` at `sample_rate` Hz by `Features`, and how far the latent was from what was expected, its mean square.
+        """What training listens to: sound `(batch, 1, frames)` at `sample_rate` Hz by `Features`, and how far the latent was from what was expected, its mean square, with the energy of the room.
 
         Half of the items, drawn in training and every second one else, are played as expected. Raises `PaletteError` as `frame_hop`.
         """
         heard, expected, batch = self.encode(features), self.expect(features), len(features.level)
-        surprise = (expected - heard.detach()).square().mean() + 0.1 * (heard - expected.detach()).square().mean()
+        surprise = (expected - heard.detach()).square().mean() + 0.1 * (heard - expected.detach()).square().mean() + self.room.response.square().sum()
         blind = (torch.rand(batch, device=heard.device) < 0.5 if self.training else torch.arange(batch, device=heard.device) % 2 == 1)[:, None, None]
         heard = heard + JITTER * torch.randn_like(heard) if self.training else heard
         seed = int(torch.randint(2 ** 31, ())) if self.training else 0  # it shall not learn one noise by heart
