@@ -45,7 +45,8 @@ SOURCES = {"anchors": "algorithm 3|section 3.3.1", "filters": "RBJ", "loudness":
            "style_transfer.styles": "section 4.2", "style_transfer.refine": "ST-ITO", "style_transfer.scores": "section 4.1|sections 4.1", "style_transfer.training": "section 3.4|sections 2.1", "style_transfer.presets": "section 5", "style_transfer.match": "section 5", "style_transfer.probes": "section 4.4", "style_transfer.proxies": "section 3.5",
            "style_transfer.proxy_training": "section 3.5", "style_transfer.strategies": "equation 2", "style_transfer.experiments": "section 3|sections 3", "style_transfer.figures": "Figure 4", "style_transfer.tables": "Table 3",
            "timbre_transfer.pitch": "Boersma", "timbre_transfer.whistles": "article on timbre transfer",
-           "timbre_transfer.oscillator": "Engel", "timbre_transfer.takes": "article on timbre transfer", "timbre_transfer.article": "article on timbre transfer"}
+           "timbre_transfer.oscillator": "Engel", "timbre_transfer.takes": "article on timbre transfer", "timbre_transfer.article": "article on timbre transfer",
+           "timbre_transfer.autoencoder": "Engel", "timbre_transfer.transfer": "article", "timbre_transfer.learning": "article"}
 
 
 def module_name(path):

@@ -102,6 +102,8 @@ RECIPES = {  # by name
                           ema=0.995, validate_every=200, validation_batches=12),
     "style-speech": Recipe("StyleTransfer", {"presets": ["released", "telephone", "bright", "warm", "broadcast", "neutral"]}, start="style-music", loss="production", steps=1200, batch=4, seconds=5.46,
                            sample_rates=(24000,), optimiser="Adam", learning_rate=5e-4, clip=4.0, ema=0.995, validate_every=100, validation_batches=12),
+    "timbre-trumpet": Recipe("HarmonicAutoencoder", {"instrument": "trumpet"}, loss="multi-scale", steps=8000, batch=4, seconds=1.5, sample_rates=(44100,), optimiser="Adam", learning_rate=3e-3, beta2=0.99, clip=5.0,
+                             ema=0.995, validate_every=250, validation_batches=8),
     "paper-v1": Recipe("ConditionalWaveUNet", {"version": "v1"}, **_PAPER),
     **{f"proxy-{effect}-{kind}": Recipe("EffectProxy", {"effect": effect}, loss="production", precision="bfloat16", steps=steps, batch=batch, seconds=seconds, sample_rates=(24000,), optimiser="Adam",
                                         learning_rate=8e-3, clip=4.0, ema=0.99, validate_every=200, validation_batches=16)

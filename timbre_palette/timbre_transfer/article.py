@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARTICLE_RATE', 'FRAME', 'HOP', 'FIRST', 'STRIDE', 'KERNEL', 'LOWEST_HZ', 'HIGHEST_HZ', 'SOURCE', 'ARTICLE',
            'FrameEncoder', 'Played', 'FrameDecoder', 'WaveformAutoencoder', 'find_recordings', 'ArticleObjective',
-           'Silence', 'train_article', 'score_resynthesis']
+           'Silence', 'train_article']
 
 # %% ../../nbs/timbre_transfer/08_article.ipynb #imports
 from typing import NamedTuple
@@ -176,22 +176,3 @@ ARTICLE = Task(_segments, ArticleObjective, Silence(), _write_examples, _try_out
 def train_article(recipe, data, folder, device="auto", report=None, progress=None, **card):
     "Train the article's auto-encoder by a `Recipe` such as `trumpet-article`; arguments and errors as of `training.train_model`."
     return train_model(ARTICLE, recipe, data, folder, device, report, progress, **card)
-
-# %% ../../nbs/timbre_transfer/08_article.ipynb #score
-def score_resynthesis(models, tracks, count=32, seconds=4.0, seed=0, progress=None):
-    """Rows with `method`, and `multi-scale` and `log-mel`, the losses of functions (x, sample_rate), a dictionary, of `count` segments of `tracks` at 16 kHz against themselves, after a row of silence.
-
-    Takes are prepared as in training, at one level. `progress(done, total)` is called after each segment. Raises `PaletteError` as `takes.TakeSegments`.
-    """
-    segments, losses = TakeSegments(tracks, 1, seconds, ARTICLE_RATE, seed, augment=False), {name: LOSSES[name]() for name in ("multi-scale", "log-mel")}
-    methods, totals = {"silence": lambda x, sample_rate: torch.zeros_like(x), **models}, {}
-    for step in range(count):
-        x, rate = segments[step]
-        for method, play in methods.items():
-            with torch.no_grad():
-                output = play(x, rate)
-                for name, loss in losses.items():
-                    totals[method, name] = totals.get((method, name), 0.0) + loss(output, x).item() / count
-        if progress:
-            progress(step + 1, count)
-    return [{"method": method, **{name: totals[method, name] for name in losses}, "segments": count} for method in methods]

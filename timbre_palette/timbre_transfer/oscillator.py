@@ -165,8 +165,10 @@ def filtered_noise(magnitudes, hop, seed=0, state=None):
     generator.manual_seed(seed) if state is None else generator.set_state(state.generator)
     noise = torch.rand(frames * hop, batch, generator=generator).T.to(magnitudes).sub(0.5).mul(math.sqrt(12)).reshape(batch, frames, hop)  # drawn sample by sample, so that blocks do not matter
     n_fft, rising = next_fast_len(hop + 2 * bands - 3, real=True), fade_in(hop, magnitudes)
-    now, before = (torch.fft.rfft(filter_taps(gains), n_fft) for gains in (magnitudes, _earlier(magnitudes, state and state.magnitudes)))
-    parts = torch.fft.irfft(torch.fft.rfft(noise * rising, n_fft) * now + torch.fft.rfft(noise * (1 - rising), n_fft) * before, n_fft)
+    gains = torch.cat([(magnitudes[:, 0] if state is None else state.magnitudes)[:, None], magnitudes], 1)
+    filters = torch.fft.rfft(filter_taps(gains), n_fft)
+    coming, going = torch.fft.rfft(torch.stack([noise * rising, noise * (1 - rising)]), n_fft)
+    parts = torch.fft.irfft(coming * filters[:, 1:] + going * filters[:, :-1], n_fft)
     sound = nn.functional.fold(parts.mT, (1, (frames - 1) * hop + n_fft), (1, n_fft), stride=(1, hop)).reshape(batch, -1)
     ring = max(0, n_fft - hop)
     tail = sound.new_zeros(batch, ring) if state is None else state.tail
