@@ -15,7 +15,7 @@ from timbre_palette.style_transfer.encoder import PaperEncoder
 from timbre_palette.style_transfer.experiments import STYLE_BUDGETS, Method, StyleUnit, by_strategy, find_style_unit, train_style_unit
 from timbre_palette.style_transfer.match import match
 from timbre_palette.style_transfer.proxies import ConditionedTCN, EffectProxy
-from timbre_palette.style_transfer.strategies import HYBRIDS, STRATEGIES, Automatic, EndToEnd, Perturbation, Proxied, compare_gradients, find_strategy
+from timbre_palette.style_transfer.strategies import HYBRIDS, STRATEGIES, Automatic, EndToEnd, Perturbation, Proxied, compare_gradients, find_strategy, known_range
 from timbre_palette.style_transfer.system import StyleController, StyleTransfer
 from timbre_palette.synth import demo_clip
 
@@ -113,7 +113,9 @@ def test_a_full_hybrid_hears_the_effects_and_asks_the_proxies(sound, proxies):
     exact = production().render(sound, RATE, place)
     assert torch.equal(full(sound, RATE, place).detach(), exact) and not torch.allclose(half(sound, RATE, place), exact, atol=1e-3)
     assert torch.equal(public(sound, RATE, place), half(sound, RATE, place))  # the defect: effects are never heard in training
-    # its gradient is that of the proxies at the sounds that the effects made
+    # its gradient is that of the proxies at the sounds that the effects made, where they know their way
+    low, high = known_range(production())
+    place = place.clamp(low, high)
     wanted = torch.randn(sound.shape, generator=torch.Generator().manual_seed(1))
     found = gradient(full, sound, place, lambda y: (y * wanted).sum())
     settings = place.clone().requires_grad_()
@@ -125,6 +127,18 @@ def test_a_full_hybrid_hears_the_effects_and_asks_the_proxies(sound, proxies):
         output = proxies[1].render(inner, RATE, second)
     output.backward(wanted)
     assert torch.allclose(found, settings.grad, rtol=1e-2, atol=1e-4 * settings.grad.abs().max())
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_whoever_goes_by_proxies_is_led_back_to_where_they_know_their_way(sound, proxies, name):
+    "From all knobs at an end, where gradients of proxies may have any direction."
+    low, high = known_range(production())
+    assert (low < high).all() and production().normalised(equaliser_high_shelf_gain_db=12.0)[15] == pytest.approx(high[15].item()) and low[-1].item() == pytest.approx(0.25)
+    corner = (torch.arange(24) % 2).float().repeat(3, 1)
+    inward = gradient(Proxied(PAIR, proxies, name).train(), sound, corner, lambda y: y.square().mean())
+    anyhow = gradient(Proxied(PAIR, proxies, name, paper_compat=True).train(), sound, corner, lambda y: y.square().mean())
+    outside = (corner > high) | (corner < low)
+    assert outside.sum() > 60 and (inward * (corner - 0.5) >= 0)[outside].all() and not (anyhow * (corner - 0.5) >= 0)[outside].all()
 
 
 def test_half_hybrids_and_proxies_differ_in_use_only(sound, proxies):
