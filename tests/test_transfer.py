@@ -8,7 +8,7 @@ import torch
 from timbre_palette.audio import PaletteError, peak_db, read_audio, write_audio
 from timbre_palette.checkpoint import WEIGHTS
 from timbre_palette.cli import main
-from timbre_palette.timbre_transfer.autoencoder import HarmonicAutoencoder, extract_features
+from timbre_palette.timbre_transfer.instrument import HarmonicAutoencoder, extract_features
 from timbre_palette.timbre_transfer.pitch import track
 from timbre_palette.timbre_transfer.transfer import (LEAST_PITCHED, FixedSpectrum, LiveTransfer, find_instrument, find_mapping, map_features, pitch_tracked_synthesis, pitched_share,
                                                      transfer)

@@ -10,7 +10,7 @@ __all__ = ['SILENCE_WEIGHT', 'SURPRISE_WEIGHT', 'RANGE_BATCHES', 'RANGE_S', 'AUT
 import torch
 
 from ..losses import LOSSES
-from .autoencoder import Features, extract_features, silence_penalty
+from .instrument import Features, extract_features, silence_penalty
 from .takes import TakeSegments, split_takes
 from .transfer import FixedSpectrum
 from ..training import Objective, Task, train_model, write_versions

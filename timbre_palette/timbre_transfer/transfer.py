@@ -20,7 +20,7 @@ from ..audio import PaletteError, db_to_gain, peak_db, read_audio, resample
 from ..checkpoint import Pretrained, shipped
 from ..enhance import render_file
 from ..mastering import Limiter
-from .autoencoder import LOWEST_RATE, MODEL_RATE, NOISE_BANDS, SILENT, Features, Instrument, StreamingInstrument, balance, extract_features
+from .instrument import LOWEST_RATE, MODEL_RATE, NOISE_BANDS, SILENT, Features, Instrument, StreamingInstrument, balance, extract_features
 
 # %% ../../nbs/timbre_transfer/12_transfer.ipynb #fixed-spectrum
 CORNER_HZ = 1200.0  # above it the spectrum falls

@@ -11,7 +11,7 @@ from timbre_palette.checkpoint import Pretrained
 from timbre_palette.cli import main
 from timbre_palette.losses import MultiScaleSpectralLoss
 from timbre_palette.recipe import RECIPES
-from timbre_palette.timbre_transfer.autoencoder import (BANDS, NOISE_BANDS, Features, FeatureStream, HarmonicAutoencoder, balance, extract_features, frame_hop, silence_penalty,
+from timbre_palette.timbre_transfer.instrument import (BANDS, NOISE_BANDS, Features, FeatureStream, HarmonicAutoencoder, balance, extract_features, frame_hop, silence_penalty,
                                                         synthesise)
 from timbre_palette.timbre_transfer.learning import AUTOENCODER, TimbreObjective, learn_range, score_resynthesis
 from timbre_palette.timbre_transfer.takes import TakeBatch, find_takes
