@@ -117,7 +117,7 @@ def time_waiting(recipe, places=(), steps=10, device="auto"):
 
     Raises `PaletteError` as `train`.
     """
-    short = find_recipe(recipe, [f"steps={steps}", f"validate_every={steps}", "validation_batches=1"])
+    short = find_recipe(recipe, [f"steps={steps}", f"validate_every={steps}", "validation_batches=1", "polish=0"])
     with tempfile.TemporaryDirectory() as folder:
         if not places:
             make_songs(folder, (), 3, (20, 30))
