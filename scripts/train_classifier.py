@@ -19,20 +19,17 @@ from timbre_palette.material import sawtooth
 from timbre_palette.songs import Track, describe_tracks, split_between, title_key
 from timbre_palette.timbre_transfer.classifier import CLASSES, JUDGE_RATE, InstrumentClassifier, judge_windows, timbre_features
 from timbre_palette.timbre_transfer.oscillator import filtered_noise, oscillate
-from timbre_palette.timbre_transfer.whistles import whistle as whistled_tune
 
 SHARE, SEED = 0.5, 0  # of the train recordings of instruments that are the classifier's; the models have the others
 SHARE_OF_OTHERS = 0.8  # of instruments that no model learns; the rest is held out
 LEARNED = ("trumpet", "flute", "strings", "voice")  # classes that models may learn
-WHISTLES = 300  # synthetic ones of each of two kinds, two seconds each
+WHISTLES = 300  # synthetic ones, two seconds each
 FAMILIES = {"singer": "voice", "speech": "voice", "guitar-acoustic": "struck", "guitar": "struck", "piano": "struck", "violin": "strings", "cello": "strings",
             "saxophone": "reed", "clarinet": "reed", "loop": "other"}  # classes of the manifest's names that are not classes themselves
 PHRASES = {"cello-double-2": "cello", "cello-double": "cello", "cello-phrase": "cello", "flute-A4": "flute", "piano": "piano", "sax-phrase-short": "saxophone", "sax-phrase": "saxophone",
            "singing-female": "voice", "soprano-E4": "voice", "speech-female": "speech", "speech-male": "speech", "trumpet-A4": "trumpet", "violin-B3": "violin"}  # the test phrases that one class fits
 LONGEST = 20.0  # seconds of a recording that are read
 COPIES = 3  # of each window: as it is, and in two rooms
-COPIES_OF = {"reed": 10}  # where there are fewest recordings
-SEMITONES = 3.0  # at most, that a copy is faster or slower
 LICENCE = "Apache-2.0 (the weights; the recordings they learned from have the licences listed under data, and are not in the package)"
 
 
@@ -79,27 +76,24 @@ def in_rooms(x, rng):
 
 
 def features_of(samples, rate, rng, copies):
-    "Features `(windows, n)` of a recording, first of itself, then of copies in rooms, faster or slower."
-    found = [timbre_features(judge_windows(samples, rate))]
-    for _ in range(copies - 1):
-        played_at = round(rate * 2 ** (rng.uniform(-SEMITONES, SEMITONES) / 12))
-        found.append(timbre_features(in_rooms(judge_windows(samples, played_at), rng)))
-    return torch.cat(found)
+    "Features `(copies, windows, n)` of a recording."
+    x = judge_windows(samples, rate)
+    return torch.stack([timbre_features(x)] + [timbre_features(in_rooms(x, rng)) for _ in range(copies - 1)])
 
 
 def gather(rows, copies, progress):
     "A list of features of recordings, one item for each row."
     rng, found = np.random.default_rng(SEED), []
-    for track, label in tqdm(rows, desc=progress):
-        found.append(features_of(read_audio(track.path, 0, round(LONGEST * track.sample_rate)).samples, track.sample_rate, rng, COPIES_OF.get(label, copies) if copies > 1 else 1))
+    for track, _ in tqdm(rows, desc=progress):
+        found.append(features_of(read_audio(track.path, 0, round(LONGEST * track.sample_rate)).samples, track.sample_rate, rng, copies))
     return found
 
 
 def fit(recordings, labels, sources, hidden, steps, seed=SEED):
     "An `InstrumentClassifier` trained on features of recordings: classes count alike, and in a class its sources by the root of their size."
     torch.manual_seed(seed)
-    x = torch.cat(recordings)
-    owner = [n for n, features in enumerate(recordings) for _ in features]
+    x = torch.cat([features.flatten(0, 1) for features in recordings])
+    owner = [n for n, features in enumerate(recordings) for _ in range(features.shape[0] * features.shape[1])]
     y = torch.tensor([CLASSES.index(labels[n]) for n in owner])
     groups = [(labels[n], sources[n]) for n in owner]
     size, of_class = Counter(groups), Counter()
@@ -127,7 +121,7 @@ def fit(recordings, labels, sources, hidden, steps, seed=SEED):
 @torch.no_grad()
 def judged(model, recordings):
     "The class of each recording, by the mean of its windows' log-probabilities."
-    return [model.classes[model.scores(features).mean(0).argmax()] for features in recordings]
+    return [model.classes[model.scores(features[0]).mean(0).argmax()] for features in recordings]
 
 
 def shares(rows, named):
@@ -193,17 +187,16 @@ if __name__ == "__main__":
     else:
         features = {name: gather(rows, COPIES if name == "train" else 1, name) for name, rows in parts.items()}
         rng = np.random.default_rng(SEED)
-        tunes = [lambda n: (whistle(rng), JUDGE_RATE), lambda n: whistled_tune(n, 2.0)[:2]]
-        features["synthetic"] = [features_of(*tune(n), rng, COPIES) for n in tqdm(range(WHISTLES), desc="synthetic whistles") for tune in tunes]
+        features["synthetic"] = [features_of(whistle(rng), JUDGE_RATE, rng, COPIES) for _ in tqdm(range(WHISTLES), desc="synthetic whistles")]
         if cache:
             cache.parent.mkdir(parents=True, exist_ok=True)
             torch.save(features, cache)
     labels, sources = ([pick(row) for row in parts["train"]] for pick in (lambda row: row[1], lambda row: row[0].source))
-    model = fit(features["train"] + features["synthetic"], labels + ["whistle"] * len(features["synthetic"]), sources + ["synthetic"] * len(features["synthetic"]), arguments.hidden, arguments.steps)
+    model = fit(features["train"] + features["synthetic"], labels + ["whistle"] * WHISTLES, sources + ["synthetic"] * WHISTLES, arguments.hidden, arguments.steps)
     lowered = calibrate(model, parts["held out"], features["held out"])
     metrics = measure(model, parts, features)
     for name, value in metrics.items():
         print(name, value)
     if arguments.out:
         model.save_pretrained(arguments.out, licence=LICENCE, made_again_by="python scripts/train_classifier.py DATA -o OUT", steps=arguments.steps, seed=SEED, share=f"{SHARE} of trumpet, flute, strings and voice, {SHARE_OF_OTHERS} of the others, by songs.split_between", hardware="one CPU core", trumpet_lowered_by=lowered,
-                              data={name: describe_tracks([track for track, _ in parts[name]]) for name in ("train", "held out", "test")} | {"synthetic": f"{2 * WHISTLES} whistles of 2 s"}, metrics=metrics)
+                              data={name: describe_tracks([track for track, _ in parts[name]]) for name in ("train", "held out", "test")} | {"synthetic": f"{WHISTLES} whistles of 2 s"}, metrics=metrics)
