@@ -610,23 +610,21 @@ def _run_name(options):
     return options.recipe if options.recipe in RECIPES else Path(options.out).name
 
 def _palette_task():
-    "Models that render styles: what trains one, what scores it, what shows the scores, and what finds recordings."
+    "Models that render styles: the `training.Task`, what scores one, and what shows the scores."
     from timbre_palette.evaluation import YARDSTICKS, evaluate, summarise
-    from timbre_palette.recipe import Recipe
-    from timbre_palette.training import train_palette
+    from timbre_palette.training import PALETTE
 
     def score(model, name, tracks, progress):
         "Against the exact palette."
         return summarise(evaluate({**YARDSTICKS, name: model.render}, tracks, progress=progress, report=_report))
-    return train_palette, score, lambda rows: _table(rows, "text"), Recipe.find_songs
+    return PALETTE, score, lambda rows: _table(rows, "text")
 
 def _style_task():
-    "Systems that set effects by example, in the same four functions."
+    "Systems that set effects by example, in the same three."
     from importlib.util import find_spec
     from timbre_palette.evaluation import write_table
-    from timbre_palette.recipe import Recipe
     from timbre_palette.style_transfer.scores import COLUMNS, by_rules, by_system, score_pairs, summarise_scores, synthetic_pairs, untouched
-    from timbre_palette.style_transfer.training import train_style
+    from timbre_palette.style_transfer.training import STYLE
 
     def score(model, name, tracks, progress):
         "On pairs with a known answer, beside doing nothing and the rules."
@@ -645,7 +643,7 @@ def _style_task():
     def show(rows):
         "Two digits behind the point."
         return write_table([{name: f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value) for name, value in row.items()} for row in rows])
-    return train_style, score, show, Recipe.find_songs
+    return STYLE, score, show
 
 def _in_thousandths(rows):
     "Rows as a table, with three digits behind the point."
@@ -653,14 +651,13 @@ def _in_thousandths(rows):
     return write_table([{key: f"{value:.3f}" if isinstance(value, float) else str(value) for key, value in row.items()} for row in rows])
 
 def _proxy_task():
-    "Proxies of effects, in the same four functions."
-    from timbre_palette.recipe import Recipe
-    from timbre_palette.style_transfer.proxy_training import score_proxies, train_proxy
+    "Proxies of effects, in the same three."
+    from timbre_palette.style_transfer.proxy_training import PROXY, score_proxies
 
     def score(model, name, tracks, progress):
         "Against the effect, beside a wire."
         return score_proxies({name: model}, model.effect, tracks)
-    return train_proxy, score, _in_thousandths, Recipe.find_songs
+    return PROXY, score, _in_thousandths
 
 def _score_resynthesis(model, name, tracks, progress):
     "Held-out takes, played again, beside silence and pitch-tracked synthesis."
@@ -669,14 +666,14 @@ def _score_resynthesis(model, name, tracks, progress):
     return score_resynthesis({"pitch-tracked": FixedSpectrum().resynthesise, name: model.resynthesise}, tracks, progress=progress)
 
 def _article_task():
-    "The article's auto-encoder, in the same four functions."
-    from timbre_palette.timbre_transfer.article import find_recordings, train_article
-    return train_article, _score_resynthesis, _in_thousandths, find_recordings
+    "The article's auto-encoder, in the same three."
+    from timbre_palette.timbre_transfer.article import ARTICLE
+    return ARTICLE, _score_resynthesis, _in_thousandths
 
 def _timbre_task():
-    "Instruments that are learned from takes, in the same four functions."
-    from timbre_palette.timbre_transfer.learning import find_solos, train_timbre
-    return train_timbre, _score_resynthesis, _in_thousandths, find_solos
+    "Instruments that are learned from takes, in the same three."
+    from timbre_palette.timbre_transfer.learning import AUTOENCODER
+    return AUTOENCODER, _score_resynthesis, _in_thousandths
 
 _TASKS = {"StyleTransfer": _style_task, "EffectProxy": _proxy_task, "WaveformAutoencoder": _article_task, "HarmonicAutoencoder": _timbre_task}  # by a recipe's model; every other one renders styles
 
@@ -689,13 +686,13 @@ def run_train(options):
     from timbre_palette.audio import PaletteError
     from timbre_palette.recipe import find_recipe, write_recipe
     recipe = find_recipe(options.recipe, options.set)
-    train, score, show, find = _TASKS.get(recipe.model, _palette_task)()
+    task, score, show = _TASKS.get(recipe.model, _palette_task)()
     if options.show:
-        _show(write_recipe(recipe) + _describe_songs(find(recipe, options.data, _report)))
+        _show(write_recipe(recipe) + _describe_songs(task.find(recipe, options.data, _report)))
         return 0
     if not options.out:
         raise PaletteError("name a folder for the run with --out")
-    from timbre_palette.training import find_accelerator
+    from timbre_palette.training import find_accelerator, train_model
     main = find_accelerator(options.device, recipe.precision).is_main_process
     try:
         with tqdm(total=recipe.steps, leave=False, disable=None if main else True, desc="training") as bar:
@@ -704,14 +701,14 @@ def run_train(options):
                 bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()}, refresh=False)
                 bar.n = step
                 bar.refresh()
-            model = train(recipe, options.data, options.out, options.device, _report, progress, made_again_by="timbre-palette train card.json --data DATA --out RUN")
+            model = train_model(task, recipe, options.data, options.out, options.device, _report, progress, made_again_by="timbre-palette train card.json --data DATA --out RUN")
     except KeyboardInterrupt:
         if main:
             print("timbre-palette: stopped; the same command goes on from the last saved step", file=sys.stderr)
         return 130
     if not main:
         return 0
-    best, test = Path(options.out) / "best", find(recipe, options.data).get("test")
+    best, test = Path(options.out) / "best", task.find(recipe, options.data).get("test")
     _show(f"{best}: the model of step {model.card['chosen_at_step']} of {recipe.steps}, best by validation; {model.card['minutes']} minutes, "
           f"{model.card['waiting_percent']} % of them waiting for segments")
     if test:
