@@ -116,11 +116,15 @@ class _Rows:
     def __init__(self, size, seconds, sample_rate, seed, share, augment):
         self.size, self.frames, self.sample_rate, self.seed, self.share, self.augment = size, round(seconds * sample_rate), sample_rate, seed, share, augment
 
-    def __getitem__(self, step):
+    def _drawn(self, step):
+        "A generator and a gain for each segment of a step."
         place, places = self.share
         ours = range(self.size)[self.size * place // places:self.size * (place + 1) // places]
         generators = [np.random.default_rng([self.seed, step, index]) for index in ours]
-        gains = [db_to_gain(rng.uniform(-GAIN_DB, GAIN_DB)) if self.augment else 1.0 for rng in generators]
+        return generators, [db_to_gain(rng.uniform(-GAIN_DB, GAIN_DB)) if self.augment else 1.0 for rng in generators]
+
+    def __getitem__(self, step):
+        generators, gains = self._drawn(step)
         x = np.stack([gain * self._segment(rng) for gain, rng in zip(gains, generators)]).astype(np.float32)
         return TakeBatch(torch.from_numpy(x[:, None]), self.sample_rate)
 
@@ -148,24 +152,24 @@ class TakeSegments(_Rows):
         return self._kept[track.path]
 
     def _draw(self, rng):
-        "A take with sound in it."
+        "A track with sound in it."
         for _ in range(64):
-            take = self.take(self.tracks[np.searchsorted(self._share_of_time, rng.random() * self._share_of_time[-1], side="right")])
-            if len(take):
-                return take
-        takes = [take for take in map(self.take, self.tracks) if len(take)]
-        if not takes:
+            track = self.tracks[np.searchsorted(self._share_of_time, rng.random() * self._share_of_time[-1], side="right")]
+            if len(self.take(track)):
+                return track
+        tracks = [track for track in self.tracks if len(self.take(track))]
+        if not tracks:
             raise PaletteError("none of the recordings can be read and has sound in it; give others")
-        return takes[rng.integers(len(takes))]
+        return tracks[rng.integers(len(tracks))]
 
     def _segment(self, rng):
         "One segment `(time,)`."
-        take = self._draw(rng)
+        take = self.take(self._draw(rng))
         start = int(rng.integers(max(1, len(take) - self.frames + 1 if len(take) >= self.frames else len(take))))
         line = [take[start:start + self.frames]]
         while (missing := self.frames - sum(map(len, line))) > 0:
             gap = np.zeros(round(rng.uniform(*GAP_S) * self.sample_rate), np.float32)
-            line.append(np.concatenate([gap, self._draw(rng)])[:missing])
+            line.append(np.concatenate([gap, self.take(self._draw(rng))])[:missing])
         return np.concatenate(line)
 
 # %% ../../nbs/timbre_transfer/06_takes.ipynb #synthetic-whistles
