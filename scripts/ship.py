@@ -6,7 +6,7 @@ import sys
 
 from timbre_palette.checkpoint import WEIGHTS, Pretrained
 
-YARDSTICKS = ("identity", "oracle", "rules")  # rows beside the model's own
+YARDSTICKS = ("identity", "oracle", "rules", "silence", "pitch-tracked")  # rows beside the model's own
 LICENCE = "Apache-2.0 (the weights; the recordings they learned from have the licences listed under data, and are not in the package)"
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from timbre_palette.losses import MultiScaleSpectralLoss
 from timbre_palette.recipe import RECIPES
 from timbre_palette.timbre_transfer.instrument import (BANDS, NOISE_BANDS, Features, FeatureStream, HarmonicAutoencoder, balance, extract_features, frame_hop, silence_penalty,
                                                         synthesise)
-from timbre_palette.timbre_transfer.learning import AUTOENCODER, TimbreObjective, learn_range, score_resynthesis
-from timbre_palette.timbre_transfer.takes import TakeBatch, find_takes
+from timbre_palette.timbre_transfer.learning import AUTOENCODER, HeardBatch, HeardSegments, TimbreObjective, learn_range, score_resynthesis
+from timbre_palette.timbre_transfer.takes import find_takes
 from timbre_palette.timbre_transfer.transfer import FixedSpectrum
 from timbre_palette.timbre_transfer.whistles import whistle
 from timbre_palette.training import train_model
@@ -34,6 +34,11 @@ def tone(rate, hz=220.0, seconds=1.0, harmonics=10):
     moment = np.arange(round(seconds * rate)) / rate
     wave = sum(np.sin(2 * np.pi * hz * n * moment) / n for n in range(1, harmonics + 1))
     return torch.tensor(0.2 * np.sin(np.pi * moment / seconds) * wave, dtype=torch.float32)[None, None]
+
+
+def heard(x, rate):
+    "A batch with its features."
+    return HeardBatch(x, rate, *extract_features(x, rate))
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +201,7 @@ class Takes:
 
     def __getitem__(self, step):
         rng = np.random.default_rng([self.seed, step])
-        return TakeBatch(torch.cat([tone(self.rate, hz, self.seconds) for hz in rng.uniform(300, 500, self.size)]), self.rate)
+        return heard(torch.cat([tone(self.rate, hz, self.seconds) for hz in rng.uniform(300, 500, self.size)]), self.rate)
 
 
 def small(**changes):
@@ -230,11 +235,33 @@ def test_loss_falls_and_what_is_learned_is_in_tune(tmp_path):
         assert 0 == rows["itself"][name] < rows["half"][name] < rows["a hundredth"][name] < rows["silence"][name]
 
 
+@pytest.mark.parametrize("rate", [16000, 44100, 48000])
+def test_segments_bring_what_is_heard_in_them(rate, tmp_path):
+    for k, hz in enumerate((220.0, 330.0, 440.0)):
+        write_audio(tmp_path / f"{k}.wav", tone(rate, hz, 0.7)[0].numpy(), rate)
+    segments = HeardSegments(find_takes(tmp_path), 6, 1.503, rate, seed=3)
+    batch, anew = segments[2], extract_features(segments[2].x, rate)
+    assert batch.x.shape[-1] % segments.hop == 0 and 0 <= batch.x.shape[-1] - 1.503 * rate < segments.hop and batch.f0_hz.shape == anew.f0_hz.shape
+    assert all(torch.equal(*pair) for pair in zip(batch[2:], segments[2][2:])) and not torch.equal(batch.x, segments[3].x)
+    both = (batch.voiced > 0) & (anew.voiced > 0)
+    assert both.sum() > 0.95 * anew.voiced.sum() and both.sum() > 0.8 * batch.voiced.sum()
+    assert (1200 * (batch.f0_hz / anew.f0_hz).log2().abs())[both].quantile(0.95) < 5
+    loud = anew.level > 0.1 * anew.level.max()
+    assert (20 * (batch.level / anew.level).log10().abs())[loud].quantile(0.95) < 0.2
+    assert all(torch.equal(torch.cat(pair), whole) for *pair, whole in zip(*(part[2:] for part in batch.parts(2)), batch[2:]))
+
+
+def test_shares_of_processes_make_the_batch(tmp_path):
+    write_audio(tmp_path / "take.wav", tone(16000, 220.0, 0.5)[0].numpy(), 16000)
+    whole, first, last = (HeardSegments(find_takes(tmp_path), 4, 0.7, 16000, share=share)[5] for share in ((0, 1), (0, 2), (1, 2)))
+    assert all(torch.equal(torch.cat(pair), together) for *pair, together in zip(first[2:], last[2:], whole[2:])) and torch.equal(torch.cat([first.x, last.x]), whole.x)
+
+
 def test_range_is_that_of_the_takes():
-    model = learn_range(tiny(), [TakeBatch(torch.cat([tone(16000, hz, 0.3) for hz in (250.0, 400.0)]), 16000)])
+    model = learn_range(tiny(), [heard(torch.cat([tone(16000, hz, 0.3) for hz in (250.0, 400.0)]), 16000)])
     assert abs(model.range_hz[0] / 250 - 1) < 0.01 and abs(model.range_hz[1] / 400 - 1) < 0.01
     before = model.range_hz.clone()
-    assert torch.equal(learn_range(model, [TakeBatch(torch.zeros(1, 1, 8000), 16000)]).range_hz, before)
+    assert torch.equal(learn_range(model, [heard(torch.zeros(1, 1, 8000), 16000)]).range_hz, before)
 
 
 def test_it_is_one_more_task(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """DeepAFx-ST's tables: every row of the paper, what was not run is said, and nothing is lost between runs."""
 import json
+from copy import copy
 from dataclasses import replace
 from math import log
 
@@ -102,6 +103,16 @@ def test_costs_count_what_is_in_place_of_the_effects(proxies):
     rows = {row["strategy"]: row for row in style_cost_rows(TINY, seconds=0.5)}
     assert [rows[name]["parameters"] for name in ("ctcn-1", "ctcn-2", "np", "np-hh", "np-fh", "spsa", "ad", "rules")] == [174209, 336130, 336130, 0, 0, 0, 0, 0]
     assert all(row["cpu"] > 0 for row in rows.values()) and rows["np"]["interpretable"] and not rows["ctcn-2"]["interpretable"]
+
+
+def test_the_gpu_of_another_machine_fills_its_column(experiments, tmp_path):
+    ours = {"hardware": "a laptop", "rows": [{"strategy": "ad", "cpu": 0.2, "gpu": None}, {"strategy": "spsa", "cpu": 0.1, "gpu": None}]}
+    (tmp_path / "costs.json").write_text(json.dumps(ours))
+    made = copy(experiments)
+    made.folder = tmp_path
+    assert made.costs() == ours
+    (tmp_path / "costs-gpu.json").write_text(json.dumps({"hardware": "a server", "rows": [{"strategy": "ad", "cpu": 0.1, "gpu": 0.01}]}))
+    assert made.costs() == {"hardware": "a laptop and a server", "rows": [{"strategy": "ad", "cpu": 0.2, "gpu": 0.01}, {"strategy": "spsa", "cpu": 0.1, "gpu": None}]}
 
 
 def test_one_place_without_the_other_is_an_error(tmp_path):

@@ -502,7 +502,7 @@ def test_refusals_are_one_line(case, folder, tmp_path, capsys):
     assert re.search(REFUSED[case], lines[0]), lines
 
 
-YARDSTICKS = {"StyleTransfer": ("method", {"identity", "rules"}), "EffectProxy": ("method", {"identity"})}  # of the metrics in a card: their column, and who stands beside the model
+YARDSTICKS = {"StyleTransfer": ("method", {"identity", "rules"}), "EffectProxy": ("method", {"identity"}), "HarmonicAutoencoder": ("method", {"silence", "pitch-tracked"})}  # of the metrics in a card: their column, and who stands beside the model
 
 
 @pytest.mark.parametrize("name", [name for name in shipped() if name in RECIPES])

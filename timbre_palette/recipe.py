@@ -89,8 +89,8 @@ class Recipe:
 
 # %% ../nbs/19_recipe.ipynb #recipes
 _PAPER = {"precision": "bfloat16", "draw": "corners", "steps": 950, "weight_decay": 1e-5}
-_ARTICLE = {"loss": "multi-scale", "steps": 500, "batch": 16, "seconds": 4.0, "sample_rates": (16000,), "optimiser": "Adam", "learning_rate": 1e-3, "clip": 3.0,
-            "validate_every": 50, "validation_batches": 2}
+_ARTICLE = {"loss": "multi-scale", "batch": 16, "seconds": 4.0, "sample_rates": (16000,), "optimiser": "Adam", "learning_rate": 1e-3, "clip": 3.0,
+            "validate_every": 100, "validation_batches": 2}
 RECIPES = {  # by name
     "graybox": Recipe("GrayBox", {"peaks": 4, "units": 2}, loss="error", steps=4000, batch=8, seconds=0.5, sample_rates=(44100, 48000), gain_db=12.0,
                       optimiser="Adam", learning_rate=1e-2, beta2=0.99, clip=1.0, polish=12, validate_every=200, validation_batches=8),
@@ -102,14 +102,14 @@ RECIPES = {  # by name
                           ema=0.995, validate_every=200, validation_batches=12),
     "style-speech": Recipe("StyleTransfer", {"presets": ["released", "telephone", "bright", "warm", "broadcast", "neutral"]}, start="style-music", loss="production", steps=1200, batch=4, seconds=5.46,
                            sample_rates=(24000,), optimiser="Adam", learning_rate=5e-4, clip=4.0, ema=0.995, validate_every=100, validation_batches=12),
-    "timbre-trumpet": Recipe("HarmonicAutoencoder", {"instrument": "trumpet"}, loss="multi-scale", steps=8000, batch=4, seconds=1.5, sample_rates=(44100,), optimiser="Adam", learning_rate=3e-3, beta2=0.99, clip=5.0,
-                             ema=0.995, validate_every=250, validation_batches=8),
+    **{f"timbre-{instrument}": Recipe("HarmonicAutoencoder", {"instrument": instrument}, loss="multi-scale", steps=8000, batch=8, seconds=2.0, sample_rates=(44100,), optimiser="Adam",
+                                      learning_rate=3e-3, beta2=0.99, clip=5.0, ema=0.995, validate_every=800, validation_batches=8) for instrument in ("trumpet", "flute", "violin")},
     "paper-v1": Recipe("ConditionalWaveUNet", {"version": "v1"}, **_PAPER),
     **{f"proxy-{effect}-{kind}": Recipe("EffectProxy", {"effect": effect}, loss="production", precision="bfloat16", steps=steps, batch=batch, seconds=seconds, sample_rates=(24000,), optimiser="Adam",
                                         learning_rate=8e-3, clip=4.0, ema=0.99, validate_every=200, validation_batches=16)
        for effect, steps, batch, seconds in (("equaliser", 3000, 8, 0.171), ("compressor", 1200, 4, 0.683)) for kind in ("music", "speech")},
-    "whistle-article": Recipe("WaveformAutoencoder", {"instrument": "whistle"}, **_ARTICLE),
-    "trumpet-article": Recipe("WaveformAutoencoder", {"instrument": "trumpet"}, start="whistle-article", **_ARTICLE),
+    "whistle-article": Recipe("WaveformAutoencoder", {"instrument": "whistle"}, steps=1000, **_ARTICLE),
+    "trumpet-article": Recipe("WaveformAutoencoder", {"instrument": "trumpet"}, start="whistle-article", steps=4100, **_ARTICLE),
 }
 
 # %% ../nbs/19_recipe.ipynb #find-recipe

@@ -253,8 +253,13 @@ class StyleExperiments:
         return draw_style_figures(system, sounds[0], sounds[-1], self.folder / "tables")
 
     def costs(self, progress=None):
-        "What strategies cost, kept."
-        return keep(self.folder / "costs.json", lambda: {"hardware": hardware(find_accelerator("cpu")), "rows": style_cost_rows(self.budget)})
+        "What strategies cost, kept. A machine without a GPU takes that column from `costs-gpu.json`, another machine's `costs.json`, where it is there."
+        made, other = keep(self.folder / "costs.json", lambda: {"hardware": hardware(find_accelerator("cpu")), "rows": style_cost_rows(self.budget)}), self.folder / "costs-gpu.json"
+        if not other.is_file():
+            return made
+        there = json.loads(other.read_text(encoding="utf-8"))
+        gpu = {row["strategy"]: row["gpu"] for row in there["rows"]}
+        return {"hardware": f"{made['hardware']} and {there['hardware']}", "rows": [{**row, "gpu": row["gpu"] or gpu.get(row["strategy"])} for row in made["rows"]]}
 
     def gradients(self, progress=None):
         "How near gradients are to the true ones, kept."
@@ -307,7 +312,7 @@ def _cost_table(experiments):
     shown = [{"method": row["method"], "train step (s)": f"{number(row['step'], 3)} ({number(row['paper step'], 3)})", "CPU": f"{number(row['cpu'], 4)} ({number(row['paper cpu'], 3)})",
               "GPU": f"{number(row['gpu'], 4)} ({number(row['paper gpu'], 3)})", "parameters": f"{row['parameters']:,} ({row['paper parameters']} k)", "interpretable": "yes" if row["interpretable"] else "-"} for row in rows]
     budget = experiments.budget
-    return Table("style5", "Table 5: what strategies cost", rows, shown, (f"Ours on {costs['hardware']}, a step of {4 * budget.batch} halves of {budget.seconds / 2:g} s; CPU and GPU in seconds per second of sound. In brackets the paper's, of 6 segments of 10 s.",))
+    return Table("style5", "Table 5: what strategies cost", rows, shown, (f"Ours on {costs['hardware']}; a step of {4 * budget.batch} halves of {budget.seconds / 2:g} s; CPU and GPU in seconds per second of sound. In brackets the paper's, of 6 segments of 10 s.",))
 
 def _gradient_table(experiments):
     "How near each gradient is to the true one."
@@ -343,7 +348,7 @@ _CARD = ("recipe", "data", "hardware", "torch", "minutes", "seconds_per_step", "
 def keep_style(folder, kept):
     "Put what was found in `folder`, where `StyleExperiments` worked, into the folder `kept`, without weights, to be taken up again. Raises `PaletteError` where it cannot be written."
     folder, kept = Path(folder), Path(kept)
-    found = {path: json.loads(path.read_text(encoding="utf-8")) for pattern in ("budget.json", "costs.json", "gradients.json", "scores/*/*.json", "probes/*/*.json", "units/*/best/card.json") for path in sorted(folder.glob(pattern))}
+    found = {path: json.loads(path.read_text(encoding="utf-8")) for pattern in ("budget.json", "costs*.json", "gradients.json", "scores/*/*.json", "probes/*/*.json", "units/*/best/card.json") for path in sorted(folder.glob(pattern))}
     for path, value in found.items():
         if path.name == "card.json":
             if "curve" not in value:

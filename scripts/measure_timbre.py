@@ -1,0 +1,179 @@
+"""Measure what the report on timbre transfer shows: `python scripts/measure_timbre.py DATA --article RUN`, DATA a folder with instruments, whistles, speech and music in it, RUN the folder of a run of
+the recipe `trumpet-article`.
+
+Held-out takes played again by the article's auto-encoder and by ours; real whistles played by a trumpet: their pitch, their onsets, and what a classifier calls them; what becomes of silence, speech,
+songs and noise; and how fast all that is. Writes timbre_transfer.json to nbs/results/data and pictures to nbs/results/figures. Some ten minutes on one core.
+"""
+import argparse
+import json
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from timbre_palette.audio import PaletteError, db_to_gain, peak_db, read_audio, write_text
+from timbre_palette.checkpoint import Pretrained, shipped
+from timbre_palette.evaluation import write_measured
+from timbre_palette.songs import find_tracks
+from timbre_palette.timbre_transfer.instrument import extract_features
+from timbre_palette.timbre_transfer.learning import score_resynthesis
+from timbre_palette.timbre_transfer.pitch import TRACKERS, WHISTLE_HZ, agreement, find_onsets, onset_scores, track
+from timbre_palette.timbre_transfer.takes import split_takes
+from timbre_palette.timbre_transfer.transfer import FixedSpectrum, LiveTransfer, find_instrument, find_mapping, pitch_tracked_synthesis, transfer
+
+RESULTS = Path(__file__).resolve().parent.parent / "nbs" / "results"
+OTHERS = ("yin", "pyin", "praat_ac", "praat_cc", "swift_f0")  # trackers that are not ours
+CENTS, ONSET_S = 20, 0.03
+SECONDS = 10.0  # of each odd recording
+RATE = 44100
+
+
+def resynthesis(data, article, progress):
+    "Rows for held-out takes of each instrument that there are weights for, played again; of the trumpet by the article's models too."
+    rows = []
+    for name in (name for name in shipped() if name.startswith("timbre-")):
+        model = find_instrument(name.removeprefix("timbre-"))
+        methods = {"pitch-tracked": FixedSpectrum(like=model).resynthesise, name: model.resynthesise, f"{name}, as expected": lambda x, rate, model=model: model.resynthesise(x, rate, 0.0)}
+        methods |= {label: other.resynthesise for label, other in article.items()} if name == "timbre-trumpet" else {}
+        found = score_resynthesis(methods, split_takes(data / "instruments", model.arguments["instrument"])["test"], progress=progress)
+        rows += [{"instrument": model.arguments["instrument"], **row} for row in found]
+    return rows
+
+
+def contour(x, rate, low_hz, high_hz):
+    "What at least three of five trackers agree on in a recording, and each tracker's pitch."
+    found = {name: track(x, rate, name, low_hz=low_hz, high_hz=high_hz) for name in TRACKERS}
+    return agreement(found, CENTS, among=OTHERS).pitch, found
+
+
+def whistled(folder, methods, judge, progress):
+    "A row for each whistle and method: pitch, onsets, and what a classifier calls it."
+    rows = []
+    for path in tqdm(sorted(folder.iterdir()), desc="whistles", disable=not progress):
+        recording = read_audio(path)
+        x, rate = recording.samples.mean(0), recording.sample_rate
+        asked, heard = contour(x, rate, *WHISTLE_HZ)
+        onsets = find_onsets(x, rate, heard["path"])
+        octaves = find_mapping(extract_features(x[None, None], rate), find_instrument()).octaves
+        rows.append({"file": path.name, "method": "the whistle", "octaves": 0, "called": next(iter(judge.judge(recording.samples, rate))), "trumpet": judge.judge(recording.samples, rate)["trumpet"]})
+        for name, method in methods.items():
+            begun = time.process_time()
+            sound = method(recording.samples, rate)
+            taken = time.process_time() - begun
+            there, found = contour(sound[0], rate, 80.0, 3000.0)
+            cents = 1200 * np.abs(np.log2(np.maximum(there.hz, 1e-6) / np.maximum(asked.hz * 2.0 ** octaves, 1e-6)))
+            both = asked.voiced & there.voiced
+            rows.append({"file": path.name, "method": name, "octaves": octaves, "frames": int(asked.voiced.sum()), "within_20_cents": float((both & (cents <= CENTS)).sum() / asked.voiced.sum()),
+                         "agreed_in_both": float(both.sum() / asked.voiced.sum()), "median_cents": float(np.median(cents[both])),
+                         **{f"within_20_cents, {one}": float(((1200 * np.abs(np.log2(np.maximum(pitch.hz, 1e-6) / np.maximum(asked.hz * 2.0 ** octaves, 1e-6))) <= CENTS) & pitch.voiced & asked.voiced).sum() / asked.voiced.sum())
+                            for one, pitch in found.items()},
+                         "onsets_asked": len(onsets), "onsets": onset_scores(find_onsets(sound[0], rate, found["path"]), onsets, ONSET_S)["f_score"],
+                         "called": next(iter(judge.judge(sound, rate))), "trumpet": judge.judge(sound, rate)["trumpet"], "peak_db": float(peak_db(sound)), "times_real_time": recording.seconds / taken})
+    return rows
+
+
+def odd(data, instrument, progress):
+    "What becomes of what is no single voice: by kind how many recordings are refused, are silent, or are played, and how loud at most."
+    rng = np.random.default_rng(0)
+    hiss = rng.standard_normal(round(SECONDS * RATE))
+    red = np.cumsum(hiss) - np.linspace(0, hiss.sum(), len(hiss))
+    made = {"silence": [np.zeros((1, RATE))], "noise": [0.1 * hiss[None], (0.3 * red / np.abs(red).max())[None], 1e-4 * hiss[None]], "clicks": [(np.arange(len(hiss)) % 11025 == 0)[None] * 0.5]}
+    sounds = [(kind, sound.astype(np.float32), RATE) for kind, several in made.items() for sound in several]
+    for kind, place in (("speech", data / "speech" / "vctk"), ("songs", data / "music" / "test")):
+        for one in find_tracks(place):
+            sounds.append((kind, read_audio(one.path, 0, round(SECONDS * one.sample_rate)).samples, one.sample_rate))
+    rows = {}
+    for kind, sound, rate in tqdm(sounds, desc="odd recordings", disable=not progress):
+        row = rows.setdefault(kind, {"input": kind, "recordings": 0, "refused": 0, "silent": 0, "played": 0, "loudest_db": None, "finite": True, "said": None})
+        row["recordings"] += 1
+        try:
+            played = transfer(sound, rate, instrument)
+        except PaletteError as error:
+            row["refused"] += 1
+            row["said"] = str(error)
+            continue
+        row["finite"] &= bool(np.isfinite(played).all()) and played.shape == sound.shape
+        row["played" if played.any() else "silent"] += 1
+        row["loudest_db"] = max(row["loudest_db"] or -200.0, float(peak_db(played)))
+    return list(rows.values())
+
+
+def live(recording, instrument, blocks=(64, 256, 512, 1024)):
+    "Rows of how many times faster than real time a live transfer is on one thread, by processor time, the median of three, by the size of blocks; and its latency."
+    x, rows = torch.from_numpy(recording.samples.mean(0, keepdims=True)), []
+    for block in blocks:
+        taken = []
+        for _ in range(4):
+            player, begun = LiveTransfer(instrument, recording.sample_rate), time.process_time()
+            for part in x.split(block, 1):
+                player.push(part)
+            taken.append(time.process_time() - begun)
+        rows.append({"block": block, "latency_ms": 1000 * player.latency / recording.sample_rate, "times_real_time": recording.seconds / float(np.median(taken[1:]))})
+    return rows
+
+
+def spectrogram(axes, sound, rate, title, f0_hz=None, highest_hz=6000):
+    "Draw a spectrogram of a sound `(time,)`, with a pitch and its multiples where it is given."
+    axes.specgram(sound + 1e-7 * np.random.default_rng(0).standard_normal(len(sound)), 1024, rate, noverlap=768, vmin=-130, vmax=-40, cmap="magma")
+    for n in range(1, 6) if f0_hz is not None else ():
+        axes.plot(np.arange(len(f0_hz)) / 100, n * f0_hz, color="white", lw=0.6)
+    axes.set(ylim=(0, highest_hz), title=title)
+
+
+def draw_article(run, path):
+    "What a run of the article's recipe plays at its beginning, half-way and near its end, beside its input."
+    moments = sorted((folder for folder in run.glob("examples-*")), key=lambda folder: int(folder.name.rpartition("-")[2]))
+    figure, panels = plt.subplots(2, 1 + len(moments), figsize=(12, 5), dpi=80, layout="constrained", sharex=True, sharey=True)
+    for row, name in zip(panels, ("1", "whistle-1")):
+        for axes, (title, sound) in zip(row, [("input", moments[0] / f"{name}-input.wav"), *((f"step {folder.name.rpartition('-')[2]}", folder / f"{name}-output.wav") for folder in moments)]):
+            recording = read_audio(sound)
+            spectrogram(axes, recording.samples[0], recording.sample_rate, title)
+        row[0].set_ylabel("a trumpet (Hz)" if name == "1" else "a whistle (Hz)")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def draw_transfer(path, whistle, sound, asked, octaves):
+    "A whistle and the trumpet that plays it, with what is asked of it."
+    figure, panels = plt.subplots(1, 2, figsize=(12, 3.6), dpi=80, layout="constrained", sharex=True)
+    hz = np.where(asked.voiced, asked.hz, np.nan)
+    spectrogram(panels[0], whistle.samples[0], whistle.sample_rate, "a whistle and its pitch, on which three trackers agree", hz)
+    spectrogram(panels[1], sound[0], whistle.sample_rate, f"the trumpet, that pitch {-octaves} octaves down, and its multiples", hz * 2.0 ** octaves)
+    for axes in panels:
+        axes.set_xlabel("s")
+    panels[0].set_ylabel("Hz")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--article", type=Path, nargs="*", default=[], help="folders of runs of the recipe trumpet-article")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    runs = {run.name: run for run in options.article}
+    article = {name: Pretrained.from_pretrained(run / "best").eval() for name, run in runs.items()}
+    trumpet, judge = find_instrument(), Pretrained.from_pretrained("instrument-classifier").eval()
+    with tqdm(desc="resynthesis", disable=None) as bar:
+        def count(done, total):
+            "Move the bar."
+            bar.total = total
+            bar.n = done
+            bar.refresh()
+        measured = {"made_by": "python scripts/measure_timbre.py DATA --article RUN", "resynthesis": resynthesis(options.data, article, count)}
+    methods = {"timbre-trumpet": lambda x, rate: transfer(x, rate, trumpet), "pitch-tracked": lambda x, rate: pitch_tracked_synthesis(x, rate, trumpet)}
+    measured |= {"whistles": whistled(options.data / "whistles", methods, judge, True), "odd": odd(options.data, trumpet, True)}
+    first = read_audio(sorted((options.data / "whistles").iterdir())[0])
+    measured["live"] = live(first, trumpet)
+    measured["article"] = {name: {key: model.card.get(key) for key in ("recipe", "data", "hardware", "minutes", "seconds_per_step", "identity", "curve", "chosen_at_step")} for name, model in article.items()}
+    write_text(RESULTS / "data" / "timbre_transfer.json", write_measured(measured))
+    for name, run in runs.items():
+        draw_article(run, RESULTS / "figures" / f"{name}.png")
+    asked, _ = contour(first.samples.mean(0), first.sample_rate, *WHISTLE_HZ)
+    octaves = next(row["octaves"] for row in measured["whistles"] if row["method"] == "timbre-trumpet")
+    draw_transfer(RESULTS / "figures" / "whistle_to_trumpet.png", first, transfer(first.samples, first.sample_rate, trumpet), asked, octaves)
+    print(RESULTS / "data" / "timbre_transfer.json")
