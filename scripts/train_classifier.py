@@ -13,23 +13,28 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from timbre_palette.audio import read_audio
+from timbre_palette.audio import read_audio, resample
 from timbre_palette.effects.reverb import noise_reverb
 from timbre_palette.material import sawtooth
 from timbre_palette.songs import Track, describe_tracks, split_between, title_key
 from timbre_palette.timbre_transfer.classifier import CLASSES, JUDGE_RATE, InstrumentClassifier, judge_windows, timbre_features
 from timbre_palette.timbre_transfer.oscillator import filtered_noise, oscillate
+from timbre_palette.timbre_transfer.takes import prepare_take
+from timbre_palette.timbre_transfer.whistles import whistle as whistled_tune
 
 SHARE, SEED = 0.5, 0  # of the train recordings of instruments that are the classifier's; the models have the others
 SHARE_OF_OTHERS = 0.8  # of instruments that no model learns; the rest is held out
 LEARNED = ("trumpet", "flute", "strings", "voice")  # classes that models may learn
-WHISTLES = 300  # synthetic ones, two seconds each
+WHISTLES = 300  # synthetic ones of each of two kinds, two seconds each
 FAMILIES = {"singer": "voice", "speech": "voice", "guitar-acoustic": "struck", "guitar": "struck", "piano": "struck", "violin": "strings", "cello": "strings",
             "saxophone": "reed", "clarinet": "reed", "loop": "other"}  # classes of the manifest's names that are not classes themselves
 PHRASES = {"cello-double-2": "cello", "cello-double": "cello", "cello-phrase": "cello", "flute-A4": "flute", "piano": "piano", "sax-phrase-short": "saxophone", "sax-phrase": "saxophone",
            "singing-female": "voice", "soprano-E4": "voice", "speech-female": "speech", "speech-male": "speech", "trumpet-A4": "trumpet", "violin-B3": "violin"}  # the test phrases that one class fits
 LONGEST = 20.0  # seconds of a recording that are read
 COPIES = 3  # of each window: as it is, and in two rooms
+COPIES_OF = {"reed": 10}  # where there are fewest recordings
+TUNES = 150  # of each class, joined of short pieces: most recordings are single long notes, and melodies are to be judged
+SEMITONES = 3.0  # at most, that a copy is faster or slower
 LICENCE = "Apache-2.0 (the weights; the recordings they learned from have the licences listed under data, and are not in the package)"
 
 
@@ -57,12 +62,51 @@ def whistle(rng, seconds=2.0):
     base = rng.uniform(np.log2(500), np.log2(3000))
     pitch = 2 ** (base + notes * rng.uniform(0, 1)) * 2 ** (rng.uniform(0, 0.04) * np.sin(2 * np.pi * rng.uniform(4, 7) * t))
     level = np.interp(t, np.sort(rng.uniform(0, seconds, 5)), rng.uniform(0.2, 1, 5)) * np.minimum(1, np.minimum(t, seconds - t) / rng.uniform(0.01, 0.1))
-    levels = level[:, None] * 10 ** (np.array([0, rng.uniform(-50, -10), rng.uniform(-60, -18)]) / 20)
+    levels = level[:, None] * 10 ** (np.array([0, rng.uniform(-50, -3), rng.uniform(-60, -9)]) / 20)
     tone, _ = oscillate(torch.tensor(pitch[None]).float(), torch.tensor(levels[None]).float(), JUDGE_RATE, hop)
     grid, centre = np.linspace(0, 8000, 65), np.median(pitch)
-    breath = np.exp(-np.abs(np.log2(np.maximum(grid, 50) / centre)) / rng.uniform(0.3, 2)) * 10 ** (rng.uniform(-50, -12) / 20)
+    breath = np.exp(-np.abs(np.log2(np.maximum(grid, 50) / centre)) / rng.uniform(0.3, 2)) * 10 ** (rng.uniform(-50, -6) / 20)
     noise, _ = filtered_noise(torch.tensor((level[:, None] * breath)[None]).float(), hop, seed=int(rng.integers(1 << 31)))
     return (tone + noise)[0].numpy()
+
+
+def bent(take, start, seconds, semitones):
+    "A piece of a take `(time,)` at the classifier's rate, from a place on, so much faster or slower at its beginning and at its end."
+    speed = 2 ** (np.linspace(*semitones, round(seconds * JUDGE_RATE)) / 12)
+    piece = np.interp(start + np.cumsum(speed), np.arange(len(take)), take, right=0.0)
+    ramp = np.minimum(1, np.arange(len(piece)) / (0.005 * JUDGE_RATE)) * np.minimum(1, np.arange(len(piece))[::-1] / (0.02 * JUDGE_RATE))
+    return piece * ramp
+
+
+def melody(takes, rng):
+    "A tune `(1, time)`, up to two seconds long, of pieces of some `takes` of one instrument, a few of them gliding, with pauses or without."
+    parts, pauses, seconds = [], rng.random() < 0.5, rng.uniform(0.5, 2.0)
+    while sum(map(len, parts)) < seconds * JUDGE_RATE:
+        take, length, slow = takes[rng.integers(len(takes))], rng.uniform(0.08, 0.6), rng.uniform(-SEMITONES, SEMITONES)
+        start = 0 if rng.random() < 0.5 else rng.uniform(0, max(1, len(take) - length * JUDGE_RATE))
+        parts.append(bent(take, start, length, (slow, slow + (rng.uniform(-5, 5) if rng.random() < 0.3 else 0.0))) * 10 ** (rng.uniform(-6, 0) / 20))
+        if pauses:
+            parts.append(np.zeros(round(rng.uniform(0.02, 0.2) * JUDGE_RATE)))
+    return np.concatenate(parts)[None, :round(seconds * JUDGE_RATE)].astype(np.float32)
+
+
+def melodies(rows, whistles, rng, progress):
+    "Features of tunes joined of recordings, and of synthetic `whistles`, and their classes."
+    takes, found, labels = defaultdict(lambda: defaultdict(list)), [], []
+    for track, label in tqdm(rows, desc="takes"):
+        recording = read_audio(track.path, 0, round(LONGEST * track.sample_rate))
+        take = prepare_take(resample(recording.samples, track.sample_rate, JUDGE_RATE), JUDGE_RATE)
+        if len(take) > JUDGE_RATE // 10:
+            takes[label][track.path.parent].append(take)
+    for n, samples in enumerate(whistles):
+        takes["whistle"][n % 2].append(samples[0])
+    for label in tqdm(sorted(takes), desc=progress):
+        groups = list(takes[label].values())
+        chances = np.sqrt([len(group) for group in groups])
+        for _ in range(TUNES):
+            found.append(features_of(melody(groups[rng.choice(len(groups), p=chances / chances.sum())], rng), JUDGE_RATE, rng, 2))
+            labels.append(label)
+    return found, labels
 
 
 def in_rooms(x, rng):
@@ -76,24 +120,27 @@ def in_rooms(x, rng):
 
 
 def features_of(samples, rate, rng, copies):
-    "Features `(copies, windows, n)` of a recording."
-    x = judge_windows(samples, rate)
-    return torch.stack([timbre_features(x)] + [timbre_features(in_rooms(x, rng)) for _ in range(copies - 1)])
+    "Features `(windows, n)` of a recording, first of itself, then of copies in rooms, faster or slower."
+    found = [timbre_features(judge_windows(samples, rate))]
+    for _ in range(copies - 1):
+        played_at = round(rate * 2 ** (rng.uniform(-SEMITONES, SEMITONES) / 12))
+        found.append(timbre_features(in_rooms(judge_windows(samples, played_at), rng)))
+    return torch.cat(found)
 
 
 def gather(rows, copies, progress):
     "A list of features of recordings, one item for each row."
     rng, found = np.random.default_rng(SEED), []
-    for track, _ in tqdm(rows, desc=progress):
-        found.append(features_of(read_audio(track.path, 0, round(LONGEST * track.sample_rate)).samples, track.sample_rate, rng, copies))
+    for track, label in tqdm(rows, desc=progress):
+        found.append(features_of(read_audio(track.path, 0, round(LONGEST * track.sample_rate)).samples, track.sample_rate, rng, COPIES_OF.get(label, copies) if copies > 1 else 1))
     return found
 
 
 def fit(recordings, labels, sources, hidden, steps, seed=SEED):
     "An `InstrumentClassifier` trained on features of recordings: classes count alike, and in a class its sources by the root of their size."
     torch.manual_seed(seed)
-    x = torch.cat([features.flatten(0, 1) for features in recordings])
-    owner = [n for n, features in enumerate(recordings) for _ in range(features.shape[0] * features.shape[1])]
+    x = torch.cat(recordings)
+    owner = [n for n, features in enumerate(recordings) for _ in features]
     y = torch.tensor([CLASSES.index(labels[n]) for n in owner])
     groups = [(labels[n], sources[n]) for n in owner]
     size, of_class = Counter(groups), Counter()
@@ -121,7 +168,7 @@ def fit(recordings, labels, sources, hidden, steps, seed=SEED):
 @torch.no_grad()
 def judged(model, recordings):
     "The class of each recording, by the mean of its windows' log-probabilities."
-    return [model.classes[model.scores(features[0]).mean(0).argmax()] for features in recordings]
+    return [model.classes[model.scores(features).mean(0).argmax()] for features in recordings]
 
 
 def shares(rows, named):
@@ -187,16 +234,20 @@ if __name__ == "__main__":
     else:
         features = {name: gather(rows, COPIES if name == "train" else 1, name) for name, rows in parts.items()}
         rng = np.random.default_rng(SEED)
-        features["synthetic"] = [features_of(whistle(rng), JUDGE_RATE, rng, COPIES) for _ in tqdm(range(WHISTLES), desc="synthetic whistles")]
+        whistles = [sound for n in tqdm(range(WHISTLES), desc="synthetic whistles") for sound in (whistle(rng), whistled_tune(n, 2.0, JUDGE_RATE).samples)]
+        features["synthetic"] = [features_of(sound, JUDGE_RATE, rng, COPIES) for sound in tqdm(whistles, desc="their features")]
+        features["tunes"], tune_labels = melodies(parts["train"], whistles, rng, "tunes")
+        features["tune labels"] = torch.tensor([CLASSES.index(label) for label in tune_labels])
         if cache:
             cache.parent.mkdir(parents=True, exist_ok=True)
             torch.save(features, cache)
     labels, sources = ([pick(row) for row in parts["train"]] for pick in (lambda row: row[1], lambda row: row[0].source))
-    model = fit(features["train"] + features["synthetic"], labels + ["whistle"] * WHISTLES, sources + ["synthetic"] * WHISTLES, arguments.hidden, arguments.steps)
+    made = len(features["synthetic"])
+    model = fit(features["train"] + features["synthetic"] + features["tunes"], labels + ["whistle"] * made + [CLASSES[k] for k in features["tune labels"]], sources + ["synthetic"] * made + ["tunes"] * len(features["tunes"]), arguments.hidden, arguments.steps)
     lowered = calibrate(model, parts["held out"], features["held out"])
     metrics = measure(model, parts, features)
     for name, value in metrics.items():
         print(name, value)
     if arguments.out:
         model.save_pretrained(arguments.out, licence=LICENCE, made_again_by="python scripts/train_classifier.py DATA -o OUT", steps=arguments.steps, seed=SEED, share=f"{SHARE} of trumpet, flute, strings and voice, {SHARE_OF_OTHERS} of the others, by songs.split_between", hardware="one CPU core", trumpet_lowered_by=lowered,
-                              data={name: describe_tracks([track for track, _ in parts[name]]) for name in ("train", "held out", "test")} | {"synthetic": f"{WHISTLES} whistles of 2 s"}, metrics=metrics)
+                              data={name: describe_tracks([track for track, _ in parts[name]]) for name in ("train", "held out", "test")} | {"synthetic": f"{2 * WHISTLES} whistles of 2 s", "joined of the train recordings": f"{TUNES} tunes of 0.5 to 2 s of each class"}, metrics=metrics)

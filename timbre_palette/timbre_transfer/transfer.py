@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CORNER_HZ', 'AUDIBLE_DB', 'SURE', 'STEADY_CENTS', 'LEAST_PITCHED', 'GATE_DB', 'SPREADS', 'BRIDGED', 'PEAK_DB',
-           'HIGHEST_RATE', 'LEARNED', 'BELIEVED', 'USUAL_DB', 'FixedSpectrum', 'pitched_share', 'Mapping',
-           'find_mapping', 'map_features', 'transfer', 'check_playing', 'pitch_tracked_synthesis', 'LiveTransfer',
-           'find_instrument', 'transfer_file']
+           'HIGHEST_RATE', 'KNEE_DB', 'LEARNED', 'BELIEVED', 'USUAL_DB', 'FixedSpectrum', 'pitched_share', 'Mapping',
+           'find_mapping', 'map_features', 'transfer', 'check_playing', 'pitch_tracked_synthesis', 'soft_ceiling',
+           'LiveTransfer', 'find_instrument', 'transfer_file']
 
 # %% ../../nbs/timbre_transfer/12_transfer.ipynb #imports
 import math
@@ -19,7 +19,6 @@ import torch
 from ..audio import PaletteError, db_to_gain, peak_db, read_audio, resample
 from ..checkpoint import Pretrained, shipped
 from ..enhance import render_file
-from ..mastering import Limiter
 from .instrument import LOWEST_RATE, MODEL_RATE, NOISE_BANDS, SILENT, Features, Instrument, StreamingInstrument, balance, extract_features
 
 # %% ../../nbs/timbre_transfer/12_transfer.ipynb #fixed-spectrum
@@ -147,6 +146,14 @@ def pitch_tracked_synthesis(samples, sample_rate, instrument=None, octaves=None,
     "NumPy `samples` `(channels, time)` at `sample_rate` Hz played by a `FixedSpectrum` (the article's most obvious method), in the range of an `instrument` if one is given; the rest, and errors, as of `transfer`."
     return transfer(samples, sample_rate, FixedSpectrum(like=instrument), octaves, loudness_db, expression, reverb, least_pitched, seed, progress)
 
+# %% ../../nbs/timbre_transfer/12_transfer.ipynb #soft-ceiling
+KNEE_DB = -6.0  # dBFS; below it nothing is changed
+
+def soft_ceiling(x):
+    "`x`, a tensor of any shape, bent above `KNEE_DB` so that it stays below `PEAK_DB`, with a slope of 1 where that begins."
+    knee, room = db_to_gain(KNEE_DB), db_to_gain(PEAK_DB) - db_to_gain(KNEE_DB)
+    return x.clamp(-knee, knee) + room * torch.tanh((x - x.clamp(-knee, knee)) / room)
+
 # %% ../../nbs/timbre_transfer/12_transfer.ipynb #live-transfer
 LEARNED, BELIEVED = 100, 30  # frames of notes: after so many the mapping stays, and from so many on its loudness counts
 USUAL_DB = -25.0  # a level that is heard, until more is known
@@ -160,14 +167,13 @@ class LiveTransfer:
         check_playing(octaves, loudness_db, expression, reverb)
         self.instrument, self.octaves, self.loudness_db = instrument, octaves, loudness_db
         self._player = StreamingInstrument(instrument, sample_rate, expression, reverb, self._change, seed)
-        self._limiter = Limiter(sample_rate, PEAK_DB)
-        self.latency = self._player.latency + self._limiter.latency
+        self.latency = self._player.latency
         self._heard, self._loudest, self._silent = [], SILENT, BRIDGED + 1
         self.mapping = Mapping(octaves or 0, USUAL_DB, instrument.loudness_db[0].item() + loudness_db, 1.0)
 
     def push(self, x):
         "The next block `(1, frames)` in, as many frames out. Raises `PaletteError` for more than one channel."
-        return self._limiter(self._player.push(x)) if x.shape[-1] else x
+        return soft_ceiling(self._player.push(x)) if x.shape[-1] else x
 
     __call__ = push
 
