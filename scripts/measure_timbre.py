@@ -5,7 +5,6 @@ Held-out takes played again by the article's auto-encoder and by ours; real whis
 songs and noise; and how fast all that is. Writes timbre_transfer.json to nbs/results/data and pictures to nbs/results/figures. Some ten minutes on one core.
 """
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -169,7 +168,10 @@ if __name__ == "__main__":
     measured |= {"whistles": whistled(options.data / "whistles", methods, judge, True), "odd": odd(options.data, trumpet, True)}
     first = read_audio(sorted((options.data / "whistles").iterdir())[0])
     measured["live"] = live(first, trumpet)
-    measured["article"] = {name: {key: model.card.get(key) for key in ("recipe", "data", "hardware", "minutes", "seconds_per_step", "identity", "curve", "chosen_at_step")} for name, model in article.items()}
+    measured["article"] = {name: {**{key: model.card.get(key) for key in ("recipe", "data", "hardware", "minutes", "seconds_per_step", "identity", "curve", "chosen_at_step")},
+                                  "parameters": {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in ("encoder", "decoder")}} for name, model in article.items()}
+    for about in measured["article"].values():
+        about["recipe"]["start"] = Path(about["recipe"]["start"]).parent.name  # the run, not where it was
     write_text(RESULTS / "data" / "timbre_transfer.json", write_measured(measured))
     for name, run in runs.items():
         draw_article(run, RESULTS / "figures" / f"{name}.png")
