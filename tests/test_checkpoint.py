@@ -1,7 +1,9 @@
 """Checkpoints from every source, and hostile ones."""
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from timbre_palette import checkpoint
 from timbre_palette.audio import PaletteError
 from timbre_palette.checkpoint import Pretrained
 from timbre_palette.model import ConditionalWaveUNet
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -149,3 +153,9 @@ def test_styles_that_do_not_fit_are_one_line():
         ConditionalWaveUNet(width=4, styles=0)(x, [1, 0, 0])
     with pytest.raises(PaletteError, match="v1, v2"):
         ConditionalWaveUNet("v3")
+
+
+@pytest.mark.parametrize("path", sorted(path.relative_to(ROOT) for path in (ROOT / "timbre_palette").rglob("*.py") if "\n@register\n" in path.read_text(encoding="utf-8")), ids=str)
+def test_every_class_of_the_package_is_found_by_its_name(path):
+    for name in re.findall(r"^@register\nclass (\w+)", (ROOT / path).read_text(encoding="utf-8"), re.M):
+        assert checkpoint._HOMES[name] == ".".join(path.with_suffix("").parts)

@@ -24,7 +24,8 @@ _CLASSES = {}
 _HOMES = {"ConditionalWaveUNet": "timbre_palette.model", "GrayBox": "timbre_palette.graybox", "BlackBox": "timbre_palette.blackbox",
           **dict.fromkeys(("ColourBox", "LongFilter", "ColourPalette"), "timbre_palette.colours"),
           **dict.fromkeys(("SpectrogramUNet", "BiLSTMAttention", "SpecTransformer", "DLinear"), "timbre_palette.baselines.spectrogram"),
-          "TCN": "timbre_palette.baselines.tcn", "ConvTasNet": "timbre_palette.baselines.tasnet", "StyleTransfer": "timbre_palette.style_transfer.system", "InstrumentClassifier": "timbre_palette.timbre_transfer.classifier", "HarmonicAutoencoder": "timbre_palette.timbre_transfer.instrument", "EffectProxy": "timbre_palette.style_transfer.proxies", "FilterTransformer": "timbre_palette.style_transfer.filter_transformer",
+          "TCN": "timbre_palette.baselines.tcn", "ConvTasNet": "timbre_palette.baselines.tasnet", "StyleTransfer": "timbre_palette.style_transfer.system", "EffectProxy": "timbre_palette.style_transfer.proxies", "FilterTransformer": "timbre_palette.style_transfer.filter_transformer",
+          "InstrumentClassifier": "timbre_palette.timbre_transfer.classifier", "HarmonicAutoencoder": "timbre_palette.timbre_transfer.instrument", "WaveformAutoencoder": "timbre_palette.timbre_transfer.article",
           **dict.fromkeys(("RecursiveGrayBox", "NaiveWaveUNet"), "timbre_palette.baselines.early")}  # classes of this package, imported when a card names them
 
 def register(cls):
