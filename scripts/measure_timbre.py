@@ -5,12 +5,14 @@ Held-out takes played again by the article's auto-encoder and by ours; real whis
 songs and noise; and how fast all that is. Writes timbre_transfer.json to nbs/results/data and pictures to nbs/results/figures. Some ten minutes on one core.
 """
 import argparse
+import io
 import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from timbre_palette.audio import PaletteError, db_to_gain, peak_db, read_audio, write_text
@@ -116,10 +118,18 @@ def live(recording, instrument, blocks=(64, 256, 512, 1024)):
 
 def spectrogram(axes, sound, rate, title, f0_hz=None, highest_hz=6000):
     "Draw a spectrogram of a sound `(time,)`, with a pitch and its multiples where it is given."
-    axes.specgram(sound + 1e-7 * np.random.default_rng(0).standard_normal(len(sound)), 1024, rate, noverlap=768, vmin=-130, vmax=-40, cmap="magma")
+    axes.specgram(sound + 1e-7 * np.random.default_rng(0).standard_normal(len(sound)), NFFT=1024, Fs=rate, noverlap=768, vmin=-130, vmax=-40, cmap="magma")
     for n in range(1, 6) if f0_hz is not None else ():
         axes.plot(np.arange(len(f0_hz)) / 100, n * f0_hz, color="white", lw=0.6)
     axes.set(ylim=(0, highest_hz), title=title)
+
+
+def save(figure, path):
+    "Write a figure as a PNG of few colours, small enough to be kept."
+    stream = io.BytesIO()
+    figure.savefig(stream)
+    plt.close(figure)
+    Image.open(stream).convert("RGB").quantize(48).save(path, optimize=True)
 
 
 def draw_article(run, path):
@@ -131,8 +141,7 @@ def draw_article(run, path):
             recording = read_audio(sound)
             spectrogram(axes, recording.samples[0], recording.sample_rate, title)
         row[0].set_ylabel("a trumpet (Hz)" if name == "1" else "a whistle (Hz)")
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def draw_transfer(path, whistle, sound, asked, octaves):
@@ -140,12 +149,11 @@ def draw_transfer(path, whistle, sound, asked, octaves):
     figure, panels = plt.subplots(1, 2, figsize=(12, 3.6), dpi=80, layout="constrained", sharex=True)
     hz = np.where(asked.voiced, asked.hz, np.nan)
     spectrogram(panels[0], whistle.samples[0], whistle.sample_rate, "a whistle and its pitch, on which three trackers agree", hz)
-    spectrogram(panels[1], sound[0], whistle.sample_rate, f"the trumpet, that pitch {-octaves} octaves down, and its multiples", hz * 2.0 ** octaves)
+    spectrogram(panels[1], sound[0], whistle.sample_rate, f"the trumpet, that pitch {-octaves} octave{'s' * (octaves != -1)} down, and its multiples", hz * 2.0 ** octaves)
     for axes in panels:
         axes.set_xlabel("s")
     panels[0].set_ylabel("Hz")
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":
