@@ -15,11 +15,13 @@ recorder, takes = Recorder(longest_s={}), []
 def keep(samples, sample_rate):
     takes.append(1)
     np.savez(f"take-{{len(takes)}}.npz", samples=samples, sample_rate=sample_rate)
+    open(f"take-{{len(takes)}}.done", "w").close()
 recorder.on_take(keep)
 recorder
 """
 TONE = np.sin(2 * np.pi * 1500 * np.arange(6000) / 48000).astype(np.float32)
 BUTTON = ".tp-recorder button"
+ALLOWED = "--use-fake-ui-for-media-stream"
 
 
 def bring(recorder, samples, rate=48000, piece=4096, take="one", **wrong):
@@ -94,14 +96,11 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def microphone(tmp_path_factory):
-    "Samples `(time,)` at 48 kHz, a whistle and silence before it, and Chromium's arguments that make them its microphone, over and over."
-    sound = np.concatenate([np.zeros(24000, np.float32), whistle(3, 2.0, 48000).samples[0]])
+    "Samples `(time,)` at 44.1 kHz, a whistle with silence around it, and Chromium's arguments that make them its microphone, over and over."
+    sound = np.pad(whistle(3, 2.0).samples[0], (22050, 4 * 44100))
     path = tmp_path_factory.mktemp("microphone") / "whistle.wav"
-    write_audio(path, sound[None], 48000, "PCM_16")
+    write_audio(path, sound[None], 44100, "PCM_16")
     return sound, ("--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={path}")
-
-
-ALLOWED = "--use-fake-ui-for-media-stream"
 
 
 def open_recorder(server, page, longest_s=30.0, place="notebook"):
@@ -111,31 +110,103 @@ def open_recorder(server, page, longest_s=30.0, place="notebook"):
     return server.open(page, place, "recorder.ipynb", BUTTON)
 
 
+def seconds_pass(page, seconds):
+    page.wait_for_function(f"parseFloat(document.querySelector('.tp-seconds').textContent) >= {seconds}", timeout=30000)
+
+
 def taken(server, page, number=1):
     "Samples `(time,)` and rate of a take, once it has come."
     page.wait_for_function(f"document.querySelector('{BUTTON}').textContent === 'Record'")
-    path = server.folder / f"take-{number}.npz"
     for _ in range(100):
-        try:
-            with np.load(path) as kept:
+        if (server.folder / f"take-{number}.done").exists():
+            with np.load(server.folder / f"take-{number}.npz") as kept:
                 return kept["samples"][0], int(kept["sample_rate"])
-        except Exception:  # not there yet, or half
-            page.wait_for_timeout(100)
+        page.wait_for_timeout(100)
     raise AssertionError("no take came")
+
+
+def explained_db(heard, rate, sound, taps=64):
+    """The level of what no short filter makes of `sound` `(time,)` at 44.1 kHz, against `heard` `(time,)`, in dB, and the filter's gain in dB.
+
+    A browser resamples and delays, both of which are such a filter. An echo canceller, a gain that moves, a gap or a click are none.
+    """
+    sound = resample(sound[None], 44100, rate)[0].astype(float)
+    lag = int(correlate(heard.astype(float), sound, "full", method="fft").argmax()) - len(sound) + 1
+    padded = np.pad(sound, (len(heard), len(heard)))
+    at = len(heard) - lag - taps // 2
+    seen = np.stack([padded[at + k:at + k + len(heard)] for k in range(taps)], 1)
+    response, *_ = np.linalg.lstsq(seen[::3], heard[::3].astype(float), rcond=1e-6)
+    left = heard - seen @ response
+    level = lambda x: 10 * np.log10(np.mean(np.square(x)) + 1e-20)
+    return level(left) - level(heard), level(seen @ response) - level(sound[:len(heard)] if lag >= 0 else sound[-lag:][:len(heard)])
 
 
 def test_what_the_microphone_plays_is_what_arrives(server, microphone):
     sound, arguments = microphone
     with chromium(ALLOWED, *arguments) as browser, new_page(browser) as page:
         open_recorder(server, page)
-        button = page.get_by_role("button", name="Record from the microphone")
-        button.click()
-        page.wait_for_function("parseFloat(document.querySelector('.tp-seconds').textContent) >= 3.2", timeout=20000)
-        level = page.get_by_role("meter", name="Level of the microphone in dB")
-        assert level.is_visible() and "of 30 s" in page.locator(".tp-seconds").inner_text()
-        page.screenshot(path=server.folder / "recording.png")
+        page.evaluate("""() => { const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+            navigator.mediaDevices.getUserMedia = async wanted => { const stream = await ask(wanted); window.settings = stream.getAudioTracks()[0].getSettings(); window.tracks = stream.getTracks(); return stream; }; }""")
+        page.get_by_role("button", name="Record from the microphone").click()
+        seconds_pass(page, 1.0)
+        assert page.get_by_role("meter", name="Level of the microphone in dB").is_visible() and "of 30 s" in page.locator(".tp-seconds").inner_text()
+        seconds_pass(page, 3.2)
         page.get_by_role("button", name="Stop recording").click()
         heard, rate = taken(server, page)
+        settings = page.evaluate("window.settings")
+        assert [settings[name] for name in ("echoCancellation", "noiseSuppression", "autoGainControl")] == [False] * 3
+        assert page.evaluate("window.tracks.every(track => track.readyState === 'ended')") and page.locator(".tp-error").inner_text() == ""  # the browser's light goes out
     server.stop_kernels()
-    np.savez("/tmp/rec_scratch/heard.npz", heard=heard, rate=rate, sound=sound)
-    print(rate, heard.shape, abs(heard).max())
+    assert 3.2 * rate < len(heard) < 6 * rate
+    left_db, gain_db = explained_db(heard, rate, sound)
+    assert left_db < -60 and abs(gain_db) < 0.05
+
+
+def test_a_missing_piece_a_click_and_a_gain_would_be_found():
+    sound = np.pad(whistle(3, 2.0).samples[0], (22050, 44100))
+    heard, rate = np.pad(sound, (700, 0))[:3 * 44100], 44100
+    assert explained_db(heard, rate, sound)[0] < -100 and explained_db(resample(heard[None], 44100, 48000)[0], 48000, sound)[0] < -60
+    click = heard.copy()
+    click[60000] += 0.2
+    for wrong in (np.delete(heard, slice(60000, 60128)), click, heard * np.linspace(1, 0.9, len(heard))):
+        assert explained_db(wrong, rate, sound)[0] > -55
+
+
+def test_the_longest_length_ends_a_take_by_itself_with_and_without_worklets(server, microphone):
+    sound, arguments = microphone
+    with chromium(ALLOWED, *arguments) as browser, new_page(browser) as page:
+        open_recorder(server, page, 3.0)
+        for number in (1, 2):
+            page.click(BUTTON)
+            heard, rate = taken(server, page, number)
+            assert len(heard) == 3 * rate and explained_db(heard, rate, sound)[0] < -60
+            page.evaluate("Object.defineProperty(BaseAudioContext.prototype, 'audioWorklet', { get: () => undefined })")
+    server.stop_kernels()
+
+
+def line_of(page):
+    page.click(BUTTON)
+    page.wait_for_selector(".tp-error:not(:empty)")
+    assert page.locator(BUTTON).inner_text() == "Record" and page.locator(BUTTON).is_enabled() and page.get_by_role("meter").count() == 0
+    return page.get_by_role("alert").inner_text()
+
+
+def test_why_nothing_is_recorded_is_one_line(server, microphone):
+    "The permission is refused, the microphone is missing, held or muted, and the page is an insecure one."
+    _, (fake, _) = microphone
+    with chromium(fake, "--deny-permission-prompts") as browser, new_page(browser) as page:
+        open_recorder(server, page, place="voila")
+        assert "does not let this page hear the microphone" in line_of(page)
+        for script, words in {"throw new DOMException('x', 'NotFoundError')": "There is no microphone", "throw new DOMException('x', 'NotReadableError')": "another program may hold it",
+                              "throw new TypeError('a\\nb')": "cannot be heard: TypeError: a b"}.items():
+            page.evaluate(f"void (navigator.mediaDevices.getUserMedia = async () => {{ {script}; }})")
+            assert words in line_of(page)
+        page.evaluate("void (navigator.mediaDevices.getUserMedia = async () => new AudioContext().createMediaStreamDestination().stream)")
+        page.click(BUTTON)
+        seconds_pass(page, 0.3)
+        assert page.get_by_role("alert").inner_text() == ""  # the last line is gone
+        page.click(BUTTON)
+        page.wait_for_selector(".tp-error:has-text('nothing but silence')")
+        page.evaluate("Object.defineProperty(Navigator.prototype, 'mediaDevices', { get: () => undefined })")  # so it is behind plain http
+        assert "behind https" in line_of(page) and not list(server.folder.glob("take-*"))
+    server.stop_kernels()

@@ -171,7 +171,6 @@ RECORDER_CSS = LOOK + """
 .tp-level div { height: 100%; width: 0; background: var(--tp-accent); }
 .tp-level.tp-over div { background: #d0342c; }
 .tp-seconds { color: var(--tp-faint); font-variant-numeric: tabular-nums; white-space: nowrap; }
-.tp-error:empty { display: none; }
 """
 
 # %% ../../nbs/timbre_transfer/16_recorder.ipynb #recorder
