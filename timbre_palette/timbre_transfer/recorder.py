@@ -166,7 +166,7 @@ RECORDER_CSS = LOOK + """
 .tp-recorder button { display: inline-flex; align-items: center; gap: 7px; white-space: nowrap; }
 .tp-recorder button:disabled { opacity: .6; cursor: default; }
 .tp-dot { width: 11px; height: 11px; border-radius: 50%; background: #d0342c; border: 1px solid #fff8; }
-.tp-recorder button[aria-pressed=true] .tp-dot { border-radius: 2px; }
+.tp-recorder button[aria-pressed=true] .tp-dot { border-radius: 2px; background: currentColor; }
 .tp-level { width: 110px; height: 10px; border: 1px solid var(--tp-line); border-radius: 5px; overflow: hidden; background: var(--tp-back); }
 .tp-level div { height: 100%; width: 0; background: var(--tp-accent); }
 .tp-level.tp-over div { background: #d0342c; }
