@@ -81,7 +81,7 @@ export default {
       label.textContent = { idle: "Record", asking: "waiting for the microphone", recording: "Stop", sending: "sending" }[state];
       button.setAttribute("aria-label", button.title = recording ? "Stop recording" : "Record from the microphone");
       button.setAttribute("aria-pressed", recording);
-      button.disabled = state === "asking" || state === "sending";
+      button.setAttribute("aria-disabled", state === "asking" || state === "sending");  // one that is really disabled would lose the focus
       seconds.textContent = `${(frames / (heard?.rate ?? 1)).toFixed(1)} of ${model.get("longest_s")} s`;
       seconds.hidden = level.hidden = !recording;
       error.textContent = model.get("error");
@@ -164,7 +164,7 @@ RECORDER_CSS = LOOK + """
 .tp-recorder { display: inline-flex; flex-wrap: wrap; align-items: center; gap: 4px 10px; padding: 2px; overflow: visible; }
 .tp-recorder [hidden] { display: none !important; }
 .tp-recorder button { display: inline-flex; align-items: center; gap: 7px; white-space: nowrap; }
-.tp-recorder button:disabled { opacity: .6; cursor: default; }
+.tp-recorder button[aria-disabled=true] { opacity: .6; cursor: default; }
 .tp-dot { width: 11px; height: 11px; border-radius: 50%; background: #d0342c; border: 1px solid #fff8; }
 .tp-recorder button[aria-pressed=true] .tp-dot { border-radius: 2px; background: currentColor; }
 .tp-level { width: 110px; height: 10px; border: 1px solid var(--tp-line); border-radius: 5px; overflow: hidden; background: var(--tp-back); }
