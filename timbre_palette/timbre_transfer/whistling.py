@@ -198,7 +198,7 @@ class Whistling(Panel):
         third = {"flex": "1 1 220px", "min_width": "0", "width": "auto"}
         place = Path(self._temporary.name) / "opened"  # two files of one name may come
         place.mkdir()
-        self.player, self.upload, self.recorder = Player(), Upload(place), Recorder(EXCERPT_S)
+        self.player, self.upload, self.recorder = Player(names=list(VERSIONS), current=VERSIONS[2]), Upload(place), Recorder(EXCERPT_S)
         self.choice = ipywidgets.Dropdown(description="sound", layout={"flex": "2 1 220px", "width": "auto"}, style=words)
         self.path = ipywidgets.Text(placeholder="or its path", continuous_update=False, layout={"flex": "1 1 120px", "width": "auto"})
         self.to = ipywidgets.Dropdown(description="played by", options=instruments(), layout=third, style=words)
@@ -207,7 +207,7 @@ class Whistling(Panel):
         self.loudness = slider("loudness", min=-12, max=12, step=1, readout_format="+.0f")
         self.expression, self.reverb = slider("expression", min=0, max=1, step=0.05, readout_format=".2f"), slider("reverb", min=0, max=2, step=0.05, readout_format=".2f")
         self.equal = ipywidgets.Checkbox(value=True, description="compare at equal loudness", indent=False, layout=third)
-        self.save = ipywidgets.Button(description="Save as WAV", icon="download", button_style="primary", disabled=True, layout={"width": "160px"})
+        self.save = ipywidgets.Button(description="Save as WAV", icon="download", button_style="primary", layout={"width": "160px"})
         self.picture = ipywidgets.HTML(layout={"width": "auto"})
         rows = [self.recorder], [self.choice, self.upload, self.path], [self.to, self.octaves, self.equal], [self.loudness, self.expression, self.reverb]
         self.children = [*(ipywidgets.HBox(parts, layout=row) for parts in rows), self.player, ipywidgets.HBox([self.save, self.status], layout=row | {"align_items": "flex-start"}), self.picture]
@@ -225,6 +225,7 @@ class Whistling(Panel):
             part.observe(lambda change: self._quiet or self._wish(), "value")
         self.equal.observe(lambda change: self._play(), "value")
         self.save.on_click(lambda button: self._begin_saving())
+        self.player.on_msg(lambda _, message, __: message.get("want") == "all" and self._opened())
 
     # what is wished for
 
@@ -252,6 +253,11 @@ class Whistling(Panel):
         except PaletteError as error:
             return self._failed(error)
         self.set_sound(path)
+
+    def _opened(self):
+        "A page has opened; what came while it was being built may have passed it by."
+        for part in (self.player, self.picture, self.status, self.save):
+            part.send_state()
 
     def _hush(self):
         "The microphone would hear it."
@@ -283,7 +289,6 @@ class Whistling(Panel):
             self.voice, self.playing, self.tracked, self.played = voice, playing, tracked, played
             self._settle()
             self._play()
-            self.save.disabled = False
         self.path.value = ""
         longer = [f"the first {EXCERPT_S:.0f} s of {voice.seconds:.0f} are played here, all of it is saved"] if voice.seconds > EXCERPT_S + 0.01 else []
         self.say("; ".join([*voice.warnings, *longer]))
@@ -329,8 +334,6 @@ class Whistling(Panel):
                     self.player.level(name, gains[name])
                 else:
                     self.player.load(name, one.samples, self.voice.sample_rate, gains[name])
-            if self.played is not None and VERSIONS[2] not in before:
-                self.player.current = VERSIONS[2]
 
     def _draw(self, wish, outdated):
         "Spectrograms of what was recorded and of the instrument."
