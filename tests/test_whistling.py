@@ -156,6 +156,14 @@ def test_what_goes_wrong_is_one_line_and_all_stays(panel, takes, monkeypatch):
     assert panel.rest() and said(panel) == "MemoryError: no room" and panel.to.value == "trumpet"
 
 
+def test_a_page_that_opens_late_is_told_what_it_missed(panel, monkeypatch):
+    sent = []
+    for part in (panel.player, panel.picture, panel.status, panel.save):
+        monkeypatch.setattr(type(part), "send_state", lambda self, *_: sent.append(self))
+    panel.player._handle_custom_msg({"want": "all"}, [])
+    assert {panel.player, panel.picture, panel.status, panel.save} <= set(sent)
+
+
 def test_what_cannot_begin(takes):
     for wrong in (dict(to="kazoo"), dict(to=find_instrument("trumpet")), dict(octaves=9), dict(octaves=0.5), dict(loudness_db=99), dict(expression=2), dict(reverb=-1), dict(source=takes / "silence.wav"), dict(source=takes / "none.wav")):
         with pytest.raises(PaletteError) as error:
