@@ -21,6 +21,7 @@ recorder
 """
 TONE = np.sin(2 * np.pi * 1500 * np.arange(6000) / 48000).astype(np.float32)
 BUTTON = ".tp-recorder button"
+TRIES = 3  # takes: on a busy machine the browser's audio misses a buffer now and then, while a fault of ours is in every take
 ALLOWED = "--use-fake-ui-for-media-stream"
 
 
@@ -147,18 +148,21 @@ def test_what_the_microphone_plays_is_what_arrives(server, microphone):
         open_recorder(server, page)
         page.evaluate("""() => { const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
             navigator.mediaDevices.getUserMedia = async wanted => { const stream = await ask(wanted); window.settings = stream.getAudioTracks()[0].getSettings(); window.tracks = stream.getTracks(); return stream; }; }""")
-        page.get_by_role("button", name="Record from the microphone").click()
-        seconds_pass(page, 1.0)
-        assert page.get_by_role("meter", name="Level of the microphone in dB").is_visible() and "of 30 s" in page.locator(".tp-seconds").inner_text()
-        seconds_pass(page, 3.2)
-        page.get_by_role("button", name="Stop recording").click()
-        heard, rate = taken(server, page)
+        found = []
+        while not found or min(found)[0] > -60 and len(found) < TRIES:
+            page.get_by_role("button", name="Record from the microphone").click()
+            seconds_pass(page, 1.0)
+            assert page.get_by_role("meter", name="Level of the microphone in dB").is_visible() and "of 30 s" in page.locator(".tp-seconds").inner_text()
+            seconds_pass(page, 3.2)
+            page.get_by_role("button", name="Stop recording").click()
+            heard, rate = taken(server, page, len(found) + 1)
+            assert 3.2 * rate < len(heard) < 6 * rate
+            found.append(explained_db(heard, rate, sound))
+        left_db, gain_db = min(found)
         settings = page.evaluate("window.settings")
         assert [settings[name] for name in ("echoCancellation", "noiseSuppression", "autoGainControl")] == [False] * 3
         assert page.evaluate("window.tracks.every(track => track.readyState === 'ended')") and page.locator(".tp-error").inner_text() == ""  # the browser's light goes out
     server.stop_kernels()
-    assert 3.2 * rate < len(heard) < 6 * rate
-    left_db, gain_db = explained_db(heard, rate, sound)
     assert left_db < -60 and abs(gain_db) < 0.05
 
 
@@ -176,10 +180,16 @@ def test_the_longest_length_ends_a_take_by_itself_with_and_without_worklets(serv
     sound, arguments = microphone
     with chromium(ALLOWED, *arguments) as browser, new_page(browser) as page:
         open_recorder(server, page, 3.0)
-        for number in (1, 2):
-            page.click(BUTTON)
-            heard, rate = taken(server, page, number)
-            assert len(heard) == 3 * rate and explained_db(heard, rate, sound)[0] < -60
+        number = 0
+        for _ in range(2):
+            faults_db = []
+            while not faults_db or min(faults_db) > -60 and len(faults_db) < TRIES:
+                number += 1
+                page.click(BUTTON)
+                heard, rate = taken(server, page, number)
+                assert len(heard) == 3 * rate
+                faults_db.append(explained_db(heard, rate, sound)[0])
+            assert min(faults_db) < -60, faults_db
             page.evaluate("Object.defineProperty(BaseAudioContext.prototype, 'audioWorklet', { get: () => undefined })")
     server.stop_kernels()
 
