@@ -116,13 +116,13 @@ def jupyter(folder):
 
 
 @contextmanager
-def chromium():
-    "A browser; skips where there is none."
+def chromium(*arguments):
+    "A browser, with more `arguments` if need be; skips where there is none."
     if CHROMIUM is None:
         pytest.skip("no Chromium here: apt-get install chromium")
     from playwright.sync_api import sync_playwright
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *arguments])
         try:
             yield browser
         finally:

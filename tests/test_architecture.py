@@ -14,16 +14,22 @@ PACKAGE, NOTEBOOKS = ROOT / "timbre_palette", ROOT / "nbs"
 
 # Imports go from a layer to itself or to one above it, never down.
 LAYERS = [{"audio", "synth", "filters", "loudness"}, {"effects", "anchors"}, {"losses", "metrics"}, {"checkpoint"},
-          {"model", "graybox", "blackbox", "baselines"}, {"songs"}, {"data", "material"}, {"recipe"}, {"polish", "training"}, {"mastering", "streaming"}, {"player"}, {"enhance", "blend", "colours"},
-          {"evaluation", "figures", "reach", "analysis", "stability"}, {"experiments"}, {"tables"}, {"style_transfer"}, {"timbre_transfer"}, {"export", "bench", "explore", "compare", "listening", "demo", "cli", "pages"}]
-WIDGETS = {"player", "explore", "compare", "listening"}  # the rooms that may lean on Jupyter's packages
+          {"model", "graybox", "blackbox", "baselines"}, {"songs"}, {"data", "material"}, {"recipe"}, {"polish", "training"}, {"mastering", "streaming"}, {"player", "timbre_transfer.recorder"}, {"enhance", "blend", "colours"},
+          {"evaluation", "figures", "reach", "analysis", "stability"}, {"experiments"}, {"tables"}, {"style_transfer"}, {"timbre_transfer"}, {"export", "bench", "explore", "compare", "listening", "demo", "cli", "pages", "timbre_transfer.whistling"}]
+WIDGETS = {"player", "explore", "compare", "listening", "timbre_transfer.recorder", "timbre_transfer.whistling"}  # the rooms that may lean on Jupyter's packages
 FORBIDDEN = {("timbre_transfer", "style_transfer")}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
+def room_of(parts):
+    "The room of a module by the parts of its name: a sub-package is one, but for those of its modules that have a layer of their own."
+    own = ".".join(parts[:2])
+    return own if own in LEVEL else parts[0]
+
+
 def modules():
     "Module files by their room."
-    return [(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path) for path in sorted(PACKAGE.rglob("*.py")) if path.stem not in ("__init__", "_modidx")]
+    return [(room_of(path.relative_to(PACKAGE).with_suffix("").parts), path) for path in sorted(PACKAGE.rglob("*.py")) if path.stem not in ("__init__", "_modidx")]
 
 
 def imported_rooms(path):
@@ -38,7 +44,7 @@ def imported_rooms(path):
             names = [base] if len(base) > 1 else [[*base, name.name] for name in node.names]
         elif isinstance(node, ast.Import):
             names = [name.name.split(".") for name in node.names]
-        rooms |= {parts[1] for parts in names if parts[0] == "timbre_palette" and len(parts) > 1}
+        rooms |= {room_of(parts[1:]) for parts in names if parts[0] == "timbre_palette" and len(parts) > 1}
     return rooms
 
 

@@ -46,7 +46,7 @@ SOURCES = {"anchors": "algorithm 3|section 3.3.1", "filters": "RBJ", "loudness":
            "style_transfer.proxy_training": "section 3.5", "style_transfer.strategies": "equation 2", "style_transfer.experiments": "section 3|sections 3", "style_transfer.figures": "Figure 4", "style_transfer.tables": "Table 3",
            "timbre_transfer.pitch": "Boersma", "timbre_transfer.whistles": "article on timbre transfer",
            "timbre_transfer.oscillator": "Engel", "timbre_transfer.takes": "article on timbre transfer", "timbre_transfer.article": "article on timbre transfer",
-           "timbre_transfer.instrument": "Engel", "timbre_transfer.transfer": "article", "timbre_transfer.learning": "article"}
+           "timbre_transfer.instrument": "Engel", "timbre_transfer.transfer": "article", "timbre_transfer.learning": "article", "timbre_transfer.whistling": "article on timbre transfer"}
 
 
 def module_name(path):

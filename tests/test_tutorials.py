@@ -21,7 +21,7 @@ from timbre_palette.metrics import band_levels
 from timbre_palette.synth import demo_clip
 
 ROOT = Path(__file__).resolve().parent.parent
-TUTORIALS = ("palette", "train", "colour", "reproduce")
+TUTORIALS = ("palette", "train", "colour", "whistle", "reproduce")
 PLAYER = re.compile(r'<strong>(?P<name>.*?)</strong>.*?<audio (?P<about>[^>]*?data-rate="(?P<rate>\d+)"[^>]*?)src="data:audio/mpeg;base64,(?P<data>[^"]+)"', re.DOTALL)
 
 config = configparser.ConfigParser(delimiters=["="])
@@ -91,7 +91,7 @@ def run_install(name, monkeypatch, on_colab):
     return lines
 
 
-@pytest.mark.parametrize("name, extras", [("palette", set()), ("train", {"train"}), ("colour", {"train", "plugins"}), ("reproduce", {"tables"})])
+@pytest.mark.parametrize("name, extras", [("palette", set()), ("train", {"train"}), ("colour", {"train", "plugins"}), ("whistle", {"notebooks"}), ("reproduce", {"tables"})])
 def test_installs_on_colab_and_nowhere_else(name, extras, monkeypatch):
     assert run_install(name, monkeypatch, on_colab=False) == []
     [line] = run_install(name, monkeypatch, on_colab=True)
