@@ -19,7 +19,7 @@ def keep(tables, results=RESULTS):
     keep_style(tables, results / "data" / "deepafx_st")
     made = tables / "tables"
     (results / "figures").mkdir(exist_ok=True)
-    for source, target in [(made / "tables.json", results / "data" / "deepafx_st.json"), *((made / f"style_figure_{number}.png", results / "figures" / f"style_figure_{number}.png") for number in (4, 5))]:
+    for source, target in [(made / "tables.json", results / "data" / "deepafx_st.json"), *((made / place / f"style_figure_{number}.png", results / "figures" / f"style_figure_{number}{place and '_' + place}.png") for number in (4, 5) for place in ("", "shipped"))]:
         if source.is_file():
             shutil.copyfile(source, target)
 

@@ -245,12 +245,12 @@ class StyleExperiments:
         return json.loads(path.read_text(encoding="utf-8"))
 
     def figures(self, progress=None):
-        "Figures 4 and 5, of the unit with SPSA as in the paper, or of the shipped system: the paths, in the folder of the tables."
+        "Figures 4 and 5, of the unit with SPSA as in the paper, in the folder of the tables, and of the shipped system, in `shipped` there; where that unit has not been trained of the shipped one alone: the paths."
         tracks, trained = self.materials["speech-styles"].tracks, has_weights(self.folder, Method("SPSA", "spsa").unit("speech"), 0)
-        system = find_style_unit(Method("SPSA", "spsa"), "speech", self.folder) if trained else find_system("speech")
         rng, seconds = np.random.default_rng(0), min(5.0, self.budget.pair_s / 2)
         sounds = [loud_segment(track, seconds, rng, sample_rate=ENCODER_RATE) for track in tracks[:2]]
-        return draw_style_figures(system, sounds[0], sounds[-1], self.folder / "tables")
+        systems = {"shipped": find_system("speech"), "": find_style_unit(Method("SPSA", "spsa"), "speech", self.folder)} if trained else {"": find_system("speech")}
+        return [path for place, system in systems.items() for path in draw_style_figures(system, sounds[0], sounds[-1], self.folder / "tables" / place)]
 
     def costs(self, progress=None):
         "What strategies cost, kept. A machine without a GPU takes that column from `costs-gpu.json`, another machine's `costs.json`, where it is there."
