@@ -19,16 +19,18 @@ from timbre_palette.audio import PaletteError, db_to_gain, peak_db, read_audio, 
 from timbre_palette.checkpoint import Pretrained, shipped
 from timbre_palette.evaluation import write_measured
 from timbre_palette.songs import find_tracks
-from timbre_palette.timbre_transfer.instrument import extract_features
+from timbre_palette.timbre_transfer.instrument import LOWEST_RATE, extract_features
 from timbre_palette.timbre_transfer.learning import score_resynthesis
 from timbre_palette.timbre_transfer.pitch import TRACKERS, WHISTLE_HZ, agreement, find_onsets, onset_scores, track
-from timbre_palette.timbre_transfer.takes import split_takes
-from timbre_palette.timbre_transfer.transfer import FixedSpectrum, LiveTransfer, find_instrument, find_mapping, pitch_tracked_synthesis, transfer
+from timbre_palette.timbre_transfer.takes import find_takes, split_takes
+from timbre_palette.timbre_transfer.transfer import FixedSpectrum, LiveTransfer, find_instrument, find_mapping, pitch_tracked_synthesis, pitched_share, transfer
+from timbre_palette.timbre_transfer.whistles import add_noise, whistle
 
 RESULTS = Path(__file__).resolve().parent.parent / "nbs" / "results"
 OTHERS = ("yin", "pyin", "praat_ac", "praat_cc", "swift_f0")  # trackers that are not ours
 CENTS, ONSET_S = 20, 0.03
 SECONDS = 10.0  # of each odd recording
+FIRST_SEED = 5000  # of whistles that nothing learned from
 RATE = 44100
 
 
@@ -73,6 +75,22 @@ def whistled(folder, methods, judge, progress):
                             for one, pitch in found.items()},
                          "onsets_asked": len(onsets), "onsets": onset_scores(find_onsets(sound[0], rate, found["path"]), onsets, ONSET_S)["f_score"],
                          "called": next(iter(judge.judge(sound, rate))), "trumpet": judge.judge(sound, rate)["trumpet"], "peak_db": float(peak_db(sound)), "times_real_time": recording.seconds / taken})
+    return rows
+
+
+def followed(data, progress, most=30, seconds=8.0):
+    "How much of what sounds can be followed, by kind of training recordings: quantiles of `pitched_share`, by which the bound of `transfer` was chosen."
+    rng = np.random.default_rng(0)
+    kinds = {kind: [one for one in find_takes(data / "instruments", kind) if one.split == "train"] for kind in ("trumpet", "flute", "violin", "saxophone", "clarinet", "singer")}
+    kinds |= {"speech": find_tracks(data / "speech" / "words"), "music": find_tracks(data / "music" / "train")}
+    sounds = {f"synthetic whistles, {snr_db} dB": [(add_noise(whistle(FIRST_SEED + n, seconds / 2, RATE).samples, snr_db, n), RATE) for n in range(most // 2)] for snr_db in (5, 10, 20, 40)}
+    rows = []
+    for kind, tracks in tqdm([*kinds.items(), *sounds.items()], desc="shares", disable=not progress):
+        if kind in kinds:
+            chosen = [tracks[n] for n in rng.permutation(len(tracks))[:most]]
+            tracks = [(read_audio(one.path, 0, round(seconds * one.sample_rate)).samples.mean(0, keepdims=True), one.sample_rate) for one in chosen]
+        shares = [pitched_share(extract_features(x[None], rate)) for x, rate in tracks if rate >= LOWEST_RATE]
+        rows.append({"recordings": kind, "count": len(shares), **{name: float(np.quantile(shares, place)) for name, place in (("lowest", 0), ("5 %", 0.05), ("median", 0.5), ("95 %", 0.95), ("highest", 1))}})
     return rows
 
 
@@ -173,7 +191,7 @@ if __name__ == "__main__":
             bar.refresh()
         measured = {"made_by": "python scripts/measure_timbre.py DATA --article RUN", "resynthesis": resynthesis(options.data, article, count)}
     methods = {"timbre-trumpet": lambda x, rate: transfer(x, rate, trumpet), "pitch-tracked": lambda x, rate: pitch_tracked_synthesis(x, rate, trumpet)}
-    measured |= {"whistles": whistled(options.data / "whistles", methods, judge, True), "odd": odd(options.data, trumpet, True)}
+    measured |= {"whistles": whistled(options.data / "whistles", methods, judge, True), "followed": followed(options.data, True), "odd": odd(options.data, trumpet, True)}
     first = read_audio(sorted((options.data / "whistles").iterdir())[0])
     measured["live"] = live(first, trumpet)
     measured["article"] = {name: {**{key: model.card.get(key) for key in ("recipe", "data", "hardware", "minutes", "seconds_per_step", "identity", "curve", "chosen_at_step")},
