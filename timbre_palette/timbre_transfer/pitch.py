@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HOP_S', 'RANGE_HZ', 'WHISTLE_HZ', 'VOICING', 'SILENCE', 'OCTAVE_COST', 'JUMP_COST', 'BEGIN_COST', 'CANDIDATES',
            'FORGET_S', 'QUIETEST', 'SWIFT_HZ', 'TRACKERS', 'OFFLINE', 'LIVE', 'LEAP_CENTS', 'GLIDE_CENTS', 'DIP_DB',
-           'SHORTEST_S', 'Pitch', 'frame_times', 'LivePitch', 'track', 'pitch_scores', 'Consensus', 'agreement',
-           'find_onsets', 'onset_scores']
+           'SHORTEST_S', 'Pitch', 'frame_times', 'finite', 'LivePitch', 'track', 'pitch_scores', 'Consensus',
+           'agreement', 'find_onsets', 'onset_scores']
 
 # %% ../../nbs/timbre_transfer/00_pitch.ipynb #imports
 import math
@@ -51,8 +51,8 @@ def _check_range(sample_rate, hop_s, low_hz, high_hz):
     if not 0 < low_hz < high_hz < sample_rate / 2:
         raise PaletteError(f"a pitch from {low_hz:g} to {high_hz:g} Hz cannot be found at {sample_rate} Hz; give 0 < low_hz < high_hz < {sample_rate / 2:g}")
 
-def _finite(x):
-    "An array with 0 in the place of what is not finite; itself where all is."
+def finite(x):
+    "`x`, an array of any shape, with 0 in the place of what is not finite; itself where all is."
     return x if np.isfinite(x).all() else np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
 
 def _one_voice(x, sample_rate, hop_s, low_hz, high_hz):
@@ -241,7 +241,7 @@ class LivePitch:
         if block.ndim != 1:
             raise PaletteError(f"pitch is tracked in one channel, not in an array of shape {block.shape}; mix it to mono first")
         self._samples += len(block)
-        self._heard = np.concatenate([self._heard, _finite(block)])
+        self._heard = np.concatenate([self._heard, finite(block)])
         told = self._run()
         keep = max(0, round(self._frames * self.hop_s * self.sample_rate) - self._correlate.before - self._first)
         self._heard, self._first = self._heard[keep:], self._first + keep
