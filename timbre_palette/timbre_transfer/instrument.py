@@ -89,16 +89,16 @@ class FeatureStream:
         frames = len(pitch.hz)
         f0_hz = self._held(pitch) if frames else np.zeros(0)
         level, bands = np.zeros(frames), np.full((frames, BANDS), FLOOR_DB)
-        for first in range(0, frames, 512):  # windows overlap: not all of a long recording at once
-            last = min(frames, first + 512)
-            windows = np.lib.stride_tricks.sliding_window_view(self._heard[:, first * self.hop:], 2 * self._half + 1, axis=1)[:, ::self.hop][:, :last - first]
-            level[first:last] = self._levels(windows[1])
-            if self.colour:
-                bands[first:last] = self._band_levels(windows[0])
+        part, window = self._level
+        for n in range(frames):
+            level[n] = math.sqrt(max(self._heard[1, n * self.hop:][part] @ window, 0.0))
+        for first in range(0, frames if self.colour else 0, 512):  # windows overlap: not all of a long recording at once
+            windows = np.lib.stride_tricks.sliding_window_view(self._heard[0, first * self.hop:], 2 * self._half)[::self.hop][:min(frames - first, 512)]
+            bands[first:first + 512] = self._band_levels(windows)
         self._heard = self._heard[:, frames * self.hop:].copy()
         level = np.where(level < SILENT, 0.0, level)
         bands[level == 0] = FLOOR_DB
-        return Features(*(torch.tensor(values, dtype=torch.float32)[None] for values in (f0_hz, pitch.voiced, level, bands, pitch.strength)))
+        return Features(*(torch.from_numpy(values.astype(np.float32)[None]) for values in (f0_hz, pitch.voiced, level, bands, pitch.strength)))
 
     def _held(self, pitch):
         "The pitch, held where no note sounds."
@@ -108,15 +108,10 @@ class FeatureStream:
         self._f0_hz = hz[-1]
         return hz
 
-    def _levels(self, windows):
-        "RMS of frames `(frames, samples)` of squares."
-        part, window = self._level
-        return np.sqrt(np.maximum(windows[:, part] @ window, 0.0))
-
     def _band_levels(self, windows):
         "Levels of the bands in dB of frames `(frames, samples)`."
         window, filters = self._spectrum
-        power = np.square(np.abs(np.fft.rfft(windows[:, :-1] * window)[:, :filters.shape[1]])) @ filters.T
+        power = np.square(np.abs(np.fft.rfft(windows * window)[:, :filters.shape[1]])) @ filters.T
         return 10 * np.log10(np.maximum(power / np.maximum(power.sum(1, keepdims=True), 1e-30), 10 ** (FLOOR_DB / 10)))
 
 # %% ../../nbs/timbre_transfer/10_instrument.ipynb #extract-features
@@ -264,7 +259,7 @@ class StreamingInstrument:
         self._features = FeatureStream(sample_rate, colour=expression > 0)
         hop = self._features.hop
         self.latency, self.change, self._together = self._features.latency + (together - 1) * hop, change, together
-        self._waiting, self._due = [], self.latency - hop + 1  # blocks, and how many samples complete the next frames
+        self._waiting, self._due = [], self.latency - hop + 1  # blocks, and how many samples more complete the next frames
         self._step, self._tones = instrument.stepper(expression), LiveOscillator(sample_rate, hop, highest_hz=min(sample_rate, MODEL_RATE) / 2)
         self._bands = noise_matrix(sample_rate).numpy()
         self._noise = LiveNoise(self._bands.shape[1], hop, seed)
@@ -277,7 +272,8 @@ class StreamingInstrument:
         if x.ndim != 2 or len(x) != 1:
             raise PaletteError(f"an instrument is played by one channel, not by an array of shape {tuple(x.shape)}; mix it to mono first")
         self._waiting.append(x[0].detach().cpu().numpy().copy())
-        if sum(map(len, self._waiting)) >= self._due:
+        self._due -= x.shape[1]
+        if self._due <= 0:
             self._play(np.concatenate(self._waiting))
         out, self._ready = self._ready[:x.shape[1]], self._ready[x.shape[1]:]
         return torch.from_numpy(out.copy())[None]
@@ -288,12 +284,13 @@ class StreamingInstrument:
     def _play(self, heard):
         "Takes as much of what was heard as completes frames, `together` at a time, and plays them."
         group = self._together * self._features.hop
-        taken = self._due + (len(heard) - self._due) // group * group
-        self._waiting, self._due = [heard[taken:]], group
+        beyond = -self._due % group
+        taken = len(heard) - beyond
+        self._waiting, self._due = [heard[taken:]], group - beyond
         features = self._features.push(heard[:taken])
         features = self.change(features) if self.change else features
-        groups = [Features(*values) for values in zip(*(value.split(self._together, 1) for value in features))]
-        self._ready = np.concatenate([self._ready, *map(self._sound, groups)])
+        groups = zip(*(value.split(self._together, 1) for value in features))
+        self._ready = np.concatenate([self._ready, *(self._sound(Features(*values)) for values in groups)])
 
     def _sound(self, features):
         "What the next frames sound like, `(frames · hop,)`."
@@ -395,11 +392,12 @@ class _LiveNetwork:
         latent = self._expect(seen)
         latent = latent + np.float32(self.expression) * (self._encode(bands / 30 + 1) - latent) if self.expression else latent
         h = self._before(np.concatenate([seen, latent], -1))
-        shares, noise, tonal, factor = np.split(self._heads(self._after(np.concatenate([h, self._memory(h)], -1))), np.cumsum([self.harmonics, NOISE_BANDS, 1]), -1)
+        found = self._heads(self._after(np.concatenate([h, self._memory(h)], -1)))
+        shares, noise, tonal, factor = found[:, :self.harmonics], found[:, self.harmonics:-2], found[:, -2], found[:, -1]
         shares = np.exp(shares - shares.max(-1, keepdims=True))
-        level = level * 10 ** (np.float32(FACTOR_DB / 20) * np.tanh(factor[:, 0]))
+        level = level * 10 ** (np.float32(FACTOR_DB / 20) * np.tanh(factor))
         noise = 2 * expit(noise) ** np.float32(math.log(10)) + np.float32(FLOOR)
-        return self._balance(f0_hz, shares / shares.sum(-1, keepdims=True), noise, level, voiced, expit(tonal[:, 0] + 3))
+        return self._balance(f0_hz, shares / shares.sum(-1, keepdims=True), noise, level, voiced, expit(tonal + 3))
 
     def _balance(self, f0_hz, shares, noise, level, voiced, tonal):
         "What `balance` does, for arrays `(frames, ...)`."
