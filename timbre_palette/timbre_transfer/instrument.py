@@ -17,15 +17,17 @@ import numpy as np
 import torch
 from scipy.signal import sosfilt
 from scipy.signal.windows import hann
+from scipy.special import expit
 from torch import nn
 
 from ..audio import PaletteError, resample
 from ..checkpoint import Pretrained, register
 from ..effects.reverb import convolve
-from ..filters import Convolver, frequency_response, mel_filters
+from ..filters import frequency_response, mel_filters
 from ..loudness import k_weighting_sos
-from .oscillator import NoiseState, OscillatorState, TrainableReverb, audible_gain, exp_sigmoid, filtered_noise, oscillate
-from .pitch import HOP_S, LivePitch
+from .live import LiveNoise, LiveOscillator, LiveRoom, as_numpy
+from .oscillator import FLOOR, NoiseState, OscillatorState, TrainableReverb, audible_gain, exp_sigmoid, filtered_noise, oscillate
+from .pitch import HOP_S, LivePitch, finite
 
 # %% ../../nbs/timbre_transfer/10_instrument.ipynb #frame-hop
 LOWEST_RATE = 16000  # Hz
@@ -61,11 +63,11 @@ def _band_filters(sample_rate, size):
 class FeatureStream:
     """The `Features` of one channel that arrives in blocks: `push(block)` gives those of the frames that the block completes, a batch of one.
 
-    Frame `k` comes with the sample `latency` − `hop` behind its middle, sample `k · hop`. What comes does not depend on the sizes of the blocks.
+    Without `colour` the bands are not heard, all are at `FLOOR_DB`. Frame `k` comes with the sample `latency` − `hop` behind its middle, sample `k · hop`. What comes does not depend on the sizes of the blocks.
     Raises `PaletteError` as `frame_hop`.
     """
-    def __init__(self, sample_rate):
-        self.hop = frame_hop(sample_rate)
+    def __init__(self, sample_rate, colour=True):
+        self.hop, self.colour = frame_hop(sample_rate), colour
         self._tracker = LivePitch(sample_rate, self.hop / sample_rate)
         self.latency = math.ceil(self._tracker.latency_s * sample_rate - 1e-6)  # of sound that is made of the frames, in samples
         self._weighting = k_weighting_sos(sample_rate)
@@ -81,20 +83,22 @@ class FeatureStream:
     def push(self, block):
         "The `Features` of the frames that the next block `(time,)` or `(1, time)` completes, perhaps none. Raises `PaletteError` for more than one channel."
         pitch = self._tracker.push(block)
-        block = np.nan_to_num(np.asarray(block, np.float64).reshape(-1), nan=0.0, posinf=0.0, neginf=0.0)
+        block = finite(np.asarray(block, np.float64).reshape(-1))
         weighted, self._state = sosfilt(self._weighting, block, zi=self._state) if len(block) else (block, self._state)
         self._heard = np.concatenate([self._heard, np.stack([block, np.square(weighted)])], 1)
         frames = len(pitch.hz)
         f0_hz = self._held(pitch) if frames else np.zeros(0)
-        level, bands = np.zeros(frames), np.zeros((frames, BANDS))
-        for first in range(0, frames, 512):  # windows overlap: not all of a long recording at once
-            last = min(frames, first + 512)
-            windows = np.lib.stride_tricks.sliding_window_view(self._heard[:, first * self.hop:], 2 * self._half + 1, axis=1)[:, ::self.hop][:, :last - first]
-            level[first:last], bands[first:last] = self._levels(windows[1]), self._band_levels(windows[0])
+        level, bands = np.zeros(frames), np.full((frames, BANDS), FLOOR_DB)
+        part, window = self._level
+        for n in range(frames):
+            level[n] = math.sqrt(max(self._heard[1, n * self.hop:][part] @ window, 0.0))
+        for first in range(0, frames if self.colour else 0, 512):  # windows overlap: not all of a long recording at once
+            windows = np.lib.stride_tricks.sliding_window_view(self._heard[0, first * self.hop:], 2 * self._half)[::self.hop][:min(frames - first, 512)]
+            bands[first:first + 512] = self._band_levels(windows)
         self._heard = self._heard[:, frames * self.hop:].copy()
         level = np.where(level < SILENT, 0.0, level)
         bands[level == 0] = FLOOR_DB
-        return Features(*(torch.tensor(values, dtype=torch.float32)[None] for values in (f0_hz, pitch.voiced, level, bands, pitch.strength)))
+        return Features(*(torch.from_numpy(values.astype(np.float32)[None]) for values in (f0_hz, pitch.voiced, level, bands, pitch.strength)))
 
     def _held(self, pitch):
         "The pitch, held where no note sounds."
@@ -104,15 +108,10 @@ class FeatureStream:
         self._f0_hz = hz[-1]
         return hz
 
-    def _levels(self, windows):
-        "RMS of frames `(frames, samples)` of squares."
-        part, window = self._level
-        return np.sqrt(np.maximum(windows[:, part] @ window, 0.0))
-
     def _band_levels(self, windows):
         "Levels of the bands in dB of frames `(frames, samples)`."
         window, filters = self._spectrum
-        power = np.square(np.abs(np.fft.rfft(windows[:, :-1] * window)[:, :filters.shape[1]])) @ filters.T
+        power = np.square(np.abs(np.fft.rfft(windows * window)[:, :filters.shape[1]])) @ filters.T
         return 10 * np.log10(np.maximum(power / np.maximum(power.sum(1, keepdims=True), 1e-30), 10 ** (FLOOR_DB / 10)))
 
 # %% ../../nbs/timbre_transfer/10_instrument.ipynb #extract-features
@@ -192,7 +191,7 @@ PIECE = 100  # frames made at a time
 class Instrument(Pretrained):
     """What can be played: a subclass has `controls(features, state=None, expression=0.0)`, which gives `Controls` for `Features`, a batch, and its state, causally.
 
-    `expression`, 0 to 1, is how much of the colour of what was heard goes over to the instrument. `room_s` is how long its room rings, in s.
+    `expression`, 0 to 1, is how much of the colour of what was heard, the bands, goes over to the instrument. `room_s` is how long its room rings, in s.
     """
     def __init__(self, room_s=0.2):
         super().__init__()
@@ -236,6 +235,15 @@ class Instrument(Pretrained):
         "What training listens to: sound `(batch, 1, frames)` by `Features`, and a number that shall become small."
         return self.play(features, frames, sample_rate), features.level.new_zeros(())
 
+    def stepper(self, expression=0.0):
+        "What plays live: a function of `Features` of some frames, a batch of one, that gives their `Controls` as arrays `(frames, ...)` and goes on where it stopped; a subclass may have a faster one."
+        state = None
+        def step(features):
+            nonlocal state
+            controls, state = self.controls(features, state, expression)
+            return Controls(*(value[0].numpy() for value in controls))
+        return step
+
     def stream(self, sample_rate, expression=0.0, reverb=1.0, change=None, seed=0, together=2):
         "A `StreamingInstrument`; arguments and errors as there."
         return StreamingInstrument(self, sample_rate, expression, reverb, change, seed, together)
@@ -248,36 +256,50 @@ class StreamingInstrument:
     out does not depend on the sizes of the blocks, and is that of `Instrument.play` to within rounding. Raises `PaletteError` as `frame_hop`.
     """
     def __init__(self, instrument, sample_rate, expression=0.0, reverb=1.0, change=None, seed=0, together=2):
-        self.instrument, self.sample_rate, self.expression, self.change, self.seed = instrument, sample_rate, expression, change, seed
-        self._features, self._together, self._waiting = FeatureStream(sample_rate), together, []
-        self.latency = self._features.latency + (together - 1) * self._features.hop
-        room = Convolver(instrument.room_taps(sample_rate).detach().clone())
-        self._room = (lambda dry: dry + reverb * room(dry)) if reverb else (lambda dry: dry)
-        self._memory = self._synth = None
-        self._unheard = self._features.hop  # what leads to frame 0 is before the beginning
-        self._ready = torch.zeros(1, self.latency)
+        self._features = FeatureStream(sample_rate, colour=expression > 0)
+        hop = self._features.hop
+        self.latency, self.change, self._together = self._features.latency + (together - 1) * hop, change, together
+        self._waiting, self._due = [], self.latency - hop + 1  # blocks, and how many samples more complete the next frames
+        self._step, self._tones = instrument.stepper(expression), LiveOscillator(sample_rate, hop, highest_hz=min(sample_rate, MODEL_RATE) / 2)
+        self._bands = noise_matrix(sample_rate).numpy()
+        self._noise = LiveNoise(self._bands.shape[1], hop, seed)
+        self._room = LiveRoom(reverb * instrument.room_taps(sample_rate).detach().cpu().numpy(), together * hop) if reverb else None
+        self._unheard = hop  # what leads to frame 0 is before the beginning
+        self._ready = np.zeros(self.latency, np.float32)
 
-    @torch.inference_mode()
     def push(self, x):
         "The next block `(1, frames)` in, as many frames out. Raises `PaletteError` for more than one channel."
         if x.ndim != 2 or len(x) != 1:
             raise PaletteError(f"an instrument is played by one channel, not by an array of shape {tuple(x.shape)}; mix it to mono first")
-        features = self._features.push(x.cpu().numpy())
-        self._waiting += [features] if features.level.shape[1] else []
-        if sum(one.level.shape[1] for one in self._waiting) >= self._together:
-            features, self._waiting = Features(*(torch.cat(values, 1) for values in zip(*self._waiting))), []
-            self._ready = torch.cat([self._ready, self._sound(self.change(features) if self.change else features)], 1)
-        out, self._ready = self._ready[:, :x.shape[1]], self._ready[:, x.shape[1]:].clone()
-        return out
+        self._waiting.append(x[0].detach().cpu().numpy().copy())
+        self._due -= x.shape[1]
+        if self._due <= 0:
+            self._play(np.concatenate(self._waiting))
+        out, self._ready = self._ready[:x.shape[1]], self._ready[x.shape[1]:]
+        return torch.from_numpy(out.copy())[None]
 
     __call__ = push
 
+    @torch.inference_mode()
+    def _play(self, heard):
+        "Takes as much of what was heard as completes frames, `together` at a time, and plays them."
+        group = self._together * self._features.hop
+        beyond = -self._due % group
+        taken = len(heard) - beyond
+        self._waiting, self._due = [heard[taken:]], group - beyond
+        features = self._features.push(heard[:taken])
+        features = self.change(features) if self.change else features
+        groups = zip(*(value.split(self._together, 1) for value in features))
+        self._ready = np.concatenate([self._ready, *(self._sound(Features(*values)) for values in groups)])
+
     def _sound(self, features):
-        "What the next frames sound like, `(1, frames)`."
-        controls, self._memory = self.instrument.controls(features, self._memory, self.expression)
-        dry, self._synth = synthesise(controls, self.sample_rate, self._synth, self.seed)
-        dry, self._unheard = dry[0, :, self._unheard:], 0
-        return self._room(dry) if dry.shape[1] else dry
+        "What the next frames sound like, `(frames · hop,)`."
+        controls = self._step(features)
+        dry = self._tones(controls.f0_hz, controls.amplitudes) + self._noise(controls.noise @ self._bands)
+        dry[:self._unheard] = 0
+        sound = (dry if self._room is None else dry + self._room(dry))[self._unheard:]
+        self._unheard = 0
+        return sound
 
 # %% ../../nbs/timbre_transfer/10_instrument.ipynb #harmonic-autoencoder
 JITTER = 0.1  # of the latent in training, standard deviation
@@ -335,6 +357,10 @@ class HarmonicAutoencoder(Instrument):
         latent = self.expect(features)
         return self.decode(features, torch.lerp(latent, self.encode(features), expression) if expression else latent, state)
 
+    def stepper(self, expression=0.0):
+        "As `Instrument.stepper`, in NumPy."
+        return _LiveNetwork(self, expression)
+
     def parameter_groups(self, learning_rate):
         "Parameters for an optimiser: the room's thousands of taps learn `ROOM_RATE` times as fast as the rest, whose rate is `learning_rate`."
         room = set(self.room.parameters())
@@ -351,6 +377,35 @@ class HarmonicAutoencoder(Instrument):
         heard = heard + JITTER * torch.randn_like(heard) if self.training else heard
         seed = int(torch.randint(2 ** 31, ())) if self.training else 0  # it shall not learn one noise by heart
         return self.render(self.decode(features, torch.where(blind, expected, heard))[0], frames, sample_rate, seed=seed), surprise
+
+# %% ../../nbs/timbre_transfer/10_instrument.ipynb #live-network
+class _LiveNetwork:
+    "`HarmonicAutoencoder.controls` of frames that arrive in turn, for `Instrument.stepper`; weights as they are now."
+    def __init__(self, model, expression):
+        self.expression, self.harmonics = expression, model.arguments["harmonics"]
+        self._expect, self._encode, self._before, self._memory, self._after, self._heads = map(as_numpy, (model.prior, model.encoder, model.before, model.memory, model.after, model.heads))
+        self._number, self._gains, self._noise_gains = np.arange(1, self.harmonics + 1, dtype=np.float32), _k_gains(2049).numpy(), _k_gains(NOISE_BANDS).numpy()
+
+    def __call__(self, features):
+        f0_hz, voiced, level, bands, _ = (value[0].numpy() for value in features)
+        seen = np.stack([np.log2(np.maximum(f0_hz, 20) / 440) / 2, (20 * np.log10(level + np.float32(1e-4)) + 30) / 20, 2 * voiced - 1], -1)
+        latent = self._expect(seen)
+        latent = latent + np.float32(self.expression) * (self._encode(bands / 30 + 1) - latent) if self.expression else latent
+        h = self._before(np.concatenate([seen, latent], -1))
+        found = self._heads(self._after(np.concatenate([h, self._memory(h)], -1)))
+        shares, noise, tonal, factor = found[:, :self.harmonics], found[:, self.harmonics:-2], found[:, -2], found[:, -1]
+        shares = np.exp(shares - shares.max(-1, keepdims=True))
+        level = level * 10 ** (np.float32(FACTOR_DB / 20) * np.tanh(factor))
+        noise = 2 * expit(noise) ** np.float32(math.log(10)) + np.float32(FLOOR)
+        return self._balance(f0_hz, shares / shares.sum(-1, keepdims=True), noise, level, voiced, expit(tonal + 3))
+
+    def _balance(self, f0_hz, shares, noise, level, voiced, tonal):
+        "What `balance` does, for arrays `(frames, ...)`."
+        hz = f0_hz[:, None] * self._number
+        weights = self._gains[np.minimum(np.round(hz * np.float32(2048 / (MODEL_RATE / 2))), 2048).astype(int)] * audible_gain(hz, MODEL_RATE / 2)
+        tones = np.maximum(np.square(shares * weights).sum(-1) / 2, LEAST_POWER)
+        hiss = np.maximum(np.square(noise * self._noise_gains).mean(-1), LEAST_POWER)
+        return Controls(f0_hz, shares * (level * voiced * np.sqrt(tonal / tones))[:, None], noise * (level * np.sqrt((1 - tonal) / hiss))[:, None])
 
 # %% ../../nbs/timbre_transfer/10_instrument.ipynb #silence-penalty
 QUIET_DB = -70.0  # dBFS; what is softer counts as that

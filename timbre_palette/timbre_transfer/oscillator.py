@@ -65,11 +65,11 @@ LOWEST_HZ = (10.0, 20.0)  # pitches between which a tone fades in
 
 def _rise(share):
     "A step from 0 to 1 between 0 and 1 without corners."
-    share = share.clamp(0, 1)
-    return share.square() * (3 - 2 * share)
+    share = share.clip(0, 1)
+    return share * share * (3 - 2 * share)
 
 def audible_gain(frequency_hz, highest_hz):
-    "The factor, 1 to 0, that fades a harmonic of `frequency_hz`, a tensor of any shape, out between 0.86 and 0.98 of `highest_hz`."
+    "The factor, 1 to 0, that fades a harmonic of `frequency_hz`, a tensor or an array of any shape, out between 0.86 and 0.98 of `highest_hz`."
     return _rise((EDGE[1] - frequency_hz / highest_hz) / (EDGE[1] - EDGE[0]))
 
 # %% ../../nbs/timbre_transfer/04_oscillator.ipynb #oscillator-state

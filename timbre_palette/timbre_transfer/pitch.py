@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HOP_S', 'RANGE_HZ', 'WHISTLE_HZ', 'VOICING', 'SILENCE', 'OCTAVE_COST', 'JUMP_COST', 'BEGIN_COST', 'CANDIDATES',
            'FORGET_S', 'QUIETEST', 'SWIFT_HZ', 'TRACKERS', 'OFFLINE', 'LIVE', 'LEAP_CENTS', 'GLIDE_CENTS', 'DIP_DB',
-           'SHORTEST_S', 'Pitch', 'frame_times', 'LivePitch', 'track', 'pitch_scores', 'Consensus', 'agreement',
-           'find_onsets', 'onset_scores']
+           'SHORTEST_S', 'Pitch', 'frame_times', 'finite', 'LivePitch', 'track', 'pitch_scores', 'Consensus',
+           'agreement', 'find_onsets', 'onset_scores']
 
 # %% ../../nbs/timbre_transfer/00_pitch.ipynb #imports
 import math
@@ -50,6 +50,10 @@ def _check_range(sample_rate, hop_s, low_hz, high_hz):
         raise PaletteError(f"frames cannot be {hop_s:g} s apart; give hop_s in seconds, such as 0.01")
     if not 0 < low_hz < high_hz < sample_rate / 2:
         raise PaletteError(f"a pitch from {low_hz:g} to {high_hz:g} Hz cannot be found at {sample_rate} Hz; give 0 < low_hz < high_hz < {sample_rate / 2:g}")
+
+def finite(x):
+    "`x`, an array of any shape, with 0 in the place of what is not finite; itself where all is."
+    return x if np.isfinite(x).all() else np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
 
 def _one_voice(x, sample_rate, hop_s, low_hz, high_hz):
     "The samples `(time,)` float64 of one channel, checked."
@@ -103,17 +107,18 @@ class _Correlation:
         rise, fall = np.clip(4 * hz / low_hz - 1, 0, 1), np.clip((1.4 * high_hz - hz) / (0.3 * high_hz), 0, 1)
         self._band = np.where(hz <= low_hz, rise, fall) * np.where(hz > 0, 1.0, 0.0)
         of_window = irfft(np.abs(rfft(window, size)) ** 2, self._lag_size)[:lags]
-        self._of_window = of_window / of_window[0]
+        self.of_window = of_window / of_window[0]
         self._energy = np.square(window).sum() * size / 2
 
     def __call__(self, frame):
         "Correlation `(lags,)`, 1 at lag 0, and the RMS level of the band, of a frame `(2 * before + 1,)`."
-        power = np.square(np.abs(rfft(frame * self._window, self._size))) * self._band
+        spectrum = rfft(frame * self._window, self._size)
+        power = (np.square(spectrum.real) + np.square(spectrum.imag)) * self._band
         total = power.sum()
         if total < 1e-24 * self._energy:
-            return np.zeros(len(self._of_window)), 0.0
-        correlation = irfft(power, self._lag_size)[:len(self._of_window)]
-        return correlation / correlation[0] / self._of_window, math.sqrt(total / self._energy)
+            return np.zeros(len(self.of_window)), 0.0
+        correlation = irfft(power, self._lag_size)[:len(self.of_window)]
+        return correlation / correlation[0] / self.of_window, math.sqrt(total / self._energy)
 
 def _peak(curve, n):
     "Place and height of the parabola through three points of a curve, the highest of them `n`."
@@ -142,6 +147,9 @@ class LivePitch:
         self.sample_rate, self.hop_s, self.low_hz, self.high_hz, self.ahead = sample_rate, hop_s, low_hz, high_hz, ahead
         self._correlate = _Correlation(sample_rate, low_hz, high_hz)
         self._usual = self._correlate.lag_rate / math.sqrt(low_hz * high_hz)  # a period that costs nothing
+        lags = len(self._correlate.of_window)
+        self._lags = max(2, math.floor(self._correlate.lag_rate / high_hz)), min(lags - 2, math.ceil(self._correlate.lag_rate / low_hz))  # of candidates, the first and the last
+        self._lag_cost = OCTAVE_COST * np.log2(np.maximum(np.arange(lags), 1) / self._usual)
         self.latency_s = self._correlate.before / sample_rate + (ahead + 1) * hop_s
         if 0.05 + 1e-9 < self.latency_s < math.inf:
             raise PaletteError(f"a pitch from {low_hz:g} Hz every {hop_s:g} s would come {1000 * self.latency_s:.0f} ms late; give a higher low_hz or a shorter hop_s, for 50 ms")
@@ -155,28 +163,26 @@ class LivePitch:
         curve, level = self._correlate(frame)
         self._loudest = max(level, self._loudest * 2 ** (-self.hop_s / FORGET_S), QUIETEST)
         nothing = VOICING + max(0.0, 2 - level / self._loudest / (SILENCE / (1 + VOICING)))
-        lag_rate = self._correlate.lag_rate
-        first, last = max(2, math.floor(lag_rate / self.high_hz)), min(len(curve) - 2, math.ceil(lag_rate / self.low_hz))
+        first, last = self._lags
         inner = curve[first:last + 1]
         peaks = first + np.flatnonzero((inner > curve[first - 1:last]) & (inner >= curve[first + 1:last + 2]) & (inner > 0.2))
-        worth = np.minimum(curve[peaks], 1.0) - OCTAVE_COST * np.log2(np.maximum(peaks, 1) / self._usual)
-        best = peaks[np.argsort(-worth, kind="stable")[:CANDIDATES]]
-        found = []
-        for n in best:
+        best = peaks[np.argsort(self._lag_cost[peaks] - np.minimum(curve[peaks], 1.0), kind="stable")[:CANDIDATES]]
+        found, curve = [(0.0, nothing)], curve.tolist()  # single numbers of a list are read faster than those of an array
+        for n in best.tolist():
             place, height = _peak(curve, n)
             hz = self._refined_hz(place, curve)
             if self.low_hz <= hz <= self.high_hz:
                 found.append((hz, (height if height < 1 else 1 / height) - OCTAVE_COST * math.log2(place / self._usual)))
-        hz, strength = (np.array(values) for values in zip((0.0, nothing), *found))
-        return hz, strength
+        return np.array(found).T
 
     def _refined_hz(self, place, curve):
-        "The frequency of a period of `place` lags, read off its latest clear repetition."
+        "The frequency of a period of `place` lags, read off its latest clear repetition in a curve, a list."
         times, clear = 1, 0.8 * curve[min(round(place), len(curve) - 1)]
         while 2 * times * place < len(curve) - 2:
             reach = max(1, int(place / 4))
             near = round(2 * times * place)
-            n = near - reach + int(np.argmax(curve[near - reach:near + reach + 1]))
+            around = curve[near - reach:near + reach + 1]
+            n = near - reach + around.index(max(around))
             if n >= len(curve) - 1 or curve[n] < max(clear, curve[n - 1], curve[n + 1]):  # no peak there, or none as high
                 break
             times *= 2
@@ -186,14 +192,16 @@ class LivePitch:
     def _step(self, frame):
         "Takes the next frame into the path."
         hz, strength = self._candidates(frame)
+        octaves = np.log2(hz[1:])
         if not self._path:
             self._path.append((hz, strength, strength, None))
+            self._octaves = octaves
             return
-        before, _, score, _ = self._path[-1]
-        sounds, sounded = hz > 0, before > 0
-        leaps = np.abs(np.log2(np.where(sounds, hz, 1.0))[:, None] - np.log2(np.where(sounded, before, 1.0)))
-        cost = np.where(sounds[:, None] & sounded, JUMP_COST * leaps, np.where(sounds[:, None] ^ sounded, BEGIN_COST, 0.0)) * (0.01 / self.hop_s)
-        total = score - cost
+        cost = np.full((len(hz), len(self._path[-1][0])), BEGIN_COST)
+        cost[0, 0] = 0.0  # from silence to silence
+        cost[1:, 1:] = JUMP_COST * np.abs(octaves[:, None] - self._octaves)
+        self._octaves = octaves
+        total = self._path[-1][2] - cost * (0.01 / self.hop_s)
         origin = total.argmax(1)
         score = strength + total[np.arange(len(hz)), origin]
         self._path.append((hz, strength, score - score.max(), origin))
@@ -203,7 +211,7 @@ class LivePitch:
         told, n = [], int(self._path[-1][2].argmax())
         for hz, strength, _, origin in list(self._path)[:-frames - 1:-1]:
             guess = n if n or len(hz) == 1 else 1 + int(strength[1:].argmax())
-            told.append((hz[guess], n > 0, float(np.clip(strength[guess], 0, 1)) if guess else 0.0))
+            told.append((hz[guess], n > 0, min(max(strength[guess], 0.0), 1.0) if guess else 0.0))
             n = int(origin[n]) if origin is not None else 0
         return told[::-1]
 
@@ -233,7 +241,7 @@ class LivePitch:
         if block.ndim != 1:
             raise PaletteError(f"pitch is tracked in one channel, not in an array of shape {block.shape}; mix it to mono first")
         self._samples += len(block)
-        self._heard = np.concatenate([self._heard, np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)])
+        self._heard = np.concatenate([self._heard, finite(block)])
         told = self._run()
         keep = max(0, round(self._frames * self.hop_s * self.sample_rate) - self._correlate.before - self._first)
         self._heard, self._first = self._heard[keep:], self._first + keep

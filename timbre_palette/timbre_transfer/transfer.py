@@ -87,15 +87,15 @@ BRIDGED = 2  # frames
 def map_features(features, mapping, threshold, silent=BRIDGED + 1):
     """`Features` as they are to be played by a `Mapping`, and how many frames the last note is over; `silent` is what the frames before came to.
 
-    What is softer than the level `threshold` is not played, nor is what has had no pitch for more than `BRIDGED` frames.
+    What is softer than the level `threshold`, one or an array `(1, frames)`, is not played, nor is what has had no pitch for more than `BRIDGED` frames.
     """
-    sounds = (features.level > threshold) & (features.level > 0)
-    place = torch.arange(1, sounds.shape[1] + 1)
-    latest = torch.where((features.voiced > 0) & sounds, place, -silent).cummax(1).values  # frames are counted from the last one of the block before, number 0
-    played = (sounds & (place - latest <= BRIDGED)).to(features.level)
-    heard_db = 20 * torch.log10(features.level.clamp(min=SILENT))
+    heard, voiced = features.level.numpy(), features.voiced.numpy()
+    sounds, place = (heard > threshold) & (heard > 0), np.arange(1, heard.shape[1] + 1)
+    latest = np.maximum.accumulate(np.where((voiced > 0) & sounds, place, -silent), 1)  # frames are counted from the last one of the block before, number 0
+    played = (sounds & (place - latest <= BRIDGED)).astype(np.float32)
+    heard_db = 20 * np.log10(np.maximum(heard, SILENT))
     level = played * 10 ** ((mapping.played_db + mapping.spread * (heard_db - mapping.heard_db)) / 20)
-    return features._replace(f0_hz=features.f0_hz * 2.0 ** mapping.octaves, voiced=played, level=level), int(sounds.shape[1] - latest[0, -1])
+    return features._replace(f0_hz=features.f0_hz * 2.0 ** mapping.octaves, voiced=torch.from_numpy(played), level=torch.from_numpy(level)), int(heard.shape[1] - latest[0, -1])
 
 # %% ../../nbs/timbre_transfer/12_transfer.ipynb #transfer
 PEAK_DB = -1.0  # dBFS, the highest sample
@@ -150,8 +150,10 @@ def pitch_tracked_synthesis(samples, sample_rate, instrument=None, octaves=None,
 KNEE_DB = -6.0  # dBFS; below it nothing is changed
 
 def soft_ceiling(x):
-    "`x`, a tensor of any shape, bent above `KNEE_DB` so that it stays below `PEAK_DB`, with a slope of 1 where that begins."
+    "`x`, a tensor of any shape, bent above `KNEE_DB` so that it stays below `PEAK_DB`, with a slope of 1 where that begins; itself where nothing is to be bent."
     knee, room = db_to_gain(KNEE_DB), db_to_gain(PEAK_DB) - db_to_gain(KNEE_DB)
+    if not x.numel() or x.abs().max() <= knee:
+        return x
     return x.clamp(-knee, knee) + room * torch.tanh((x - x.clamp(-knee, knee)) / room)
 
 # %% ../../nbs/timbre_transfer/12_transfer.ipynb #live-transfer
@@ -168,27 +170,32 @@ class LiveTransfer:
         self.instrument, self.octaves, self.loudness_db = instrument, octaves, loudness_db
         self._player = StreamingInstrument(instrument, sample_rate, expression, reverb, self._change, seed)
         self.latency = self._player.latency
-        self._heard, self._loudest, self._silent = [], SILENT, BRIDGED + 1
+        self._heard, self._loudest, self._silent = [], np.float32(SILENT), BRIDGED + 1
         self.mapping = Mapping(octaves or 0, USUAL_DB, instrument.loudness_db[0].item() + loudness_db, 1.0)
 
     def push(self, x):
         "The next block `(1, frames)` in, as many frames out. Raises `PaletteError` for more than one channel."
-        return soft_ceiling(self._player.push(x)) if x.shape[-1] else x
+        return soft_ceiling(self._player.push(x))
 
     __call__ = push
 
     def _change(self, features):
-        "The features of some frames as they are to be played; frame by frame, because each may change the mapping."
+        "The features of some frames as they are to be played; frame by frame while each may change the mapping."
+        level, frames = features.level.numpy(), features.level.shape[1]
+        loudest = np.maximum.accumulate(np.maximum(level, self._loudest), 1)
+        threshold, self._loudest = loudest * np.float32(db_to_gain(GATE_DB)), loudest[0, -1]
+        notes = (features.voiced.numpy() > 0) & (level > threshold)
+        if len(self._heard) > LEARNED or not notes.any():
+            played, self._silent = map_features(features, self.mapping, threshold, self._silent)
+            return played
         played = []
-        for n in range(features.level.shape[1]):
+        for n in range(frames):
             frame = Features(*(value[:, n:n + 1] for value in features))
-            self._loudest = max(self._loudest, frame.level.item())
-            threshold = self._loudest * db_to_gain(GATE_DB)
-            if frame.voiced.item() and frame.level.item() > threshold and len(self._heard) <= LEARNED:
+            if notes[0, n] and len(self._heard) <= LEARNED:
                 self._heard.append(frame)
                 if self._silent > BRIDGED:  # a note begins
                     self._learn()
-            frame, self._silent = map_features(frame, self.mapping, threshold, self._silent)
+            frame, self._silent = map_features(frame, self.mapping, threshold[:, n:n + 1], self._silent)
             played.append(frame)
         return Features(*(torch.cat(values, 1) for values in zip(*played)))
 
