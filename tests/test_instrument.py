@@ -121,7 +121,7 @@ def test_live_state_does_not_grow():
     for _ in range(3):
         for _ in range(20):
             player.push(tone(16000, seconds=0.1)[0])
-        sizes.append((player._ready.shape[1], player._features._heard.shape[1], player._features._tracker._heard.shape[0]))
+        sizes.append((len(player._ready), player._features._heard.shape[1], player._features._tracker._heard.shape[0]))
     assert sizes[0] == sizes[1] == sizes[2]
 
 

@@ -241,7 +241,7 @@ def describe_matched(report, preset):
 
 def describe_transferred(report):
     "Some lines for one file that was played by an instrument."
-    octaves = "to the middle of its range" if report["octaves"] is None else f"{report['octaves']:+d} octaves"
+    octaves = "nothing" if report["octaves"] is None else f"{report['octaves']:+d} octave{'s' * (abs(report['octaves']) != 1)}"
     return "\n".join([f"{report['input']} -> {report['output']}", f"  played  by {report['to']}, {octaves}, loudness {report['loudness_db']:+g} dB, expression {report['expression']:g}, reverb {report['reverb']:g}",
                       *_delivered(report)])
 

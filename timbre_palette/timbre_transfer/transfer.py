@@ -44,7 +44,7 @@ class FixedSpectrum(Instrument):
 # %% ../../nbs/timbre_transfer/12_transfer.ipynb #pitched-share
 AUDIBLE_DB = -30.0  # against the loudest frame
 SURE, STEADY_CENTS = 0.8, 100.0  # of the tracker; from one frame to the next
-LEAST_PITCHED = 0.5  # of the frames that sound
+LEAST_PITCHED = 0.45  # of the frames that sound
 
 def pitched_share(features):
     "The share, 0 to 1, of the sounding frames of `features`, `Features` of one recording, in which one voice can be followed; 0 for silence."
@@ -101,11 +101,11 @@ def map_features(features, mapping, threshold, silent=BRIDGED + 1):
 PEAK_DB = -1.0  # dBFS, the highest sample
 HIGHEST_RATE = 48000  # Hz that is played as it is
 
-def transfer(samples, sample_rate, instrument, octaves=None, loudness_db=0.0, expression=0.0, reverb=1.0, least_pitched=LEAST_PITCHED, seed=0, progress=None):
+def transfer(samples, sample_rate, instrument, octaves=None, loudness_db=0.0, expression=0.0, reverb=1.0, least_pitched=LEAST_PITCHED, seed=0, progress=None, told=None):
     """NumPy `samples` `(channels, time)` at `sample_rate` Hz played by an `Instrument`, float32 of the same shape; each channel is the same.
 
     `octaves` up (by itself where none are given), `loudness_db` louder than the instrument usually plays, `expression` 0 to 1, how much of the source's colour goes over, and `reverb`, a factor, as in
-    `find_mapping` and `Instrument.play`; `seed` chooses the noise. `progress(fraction)` is called as it goes.
+    `find_mapping` and `Instrument.play`; `seed` chooses the noise. `progress(fraction)` is called as it goes, `told(mapping)` with the `Mapping` that was found.
 
     Raises `PaletteError` where less than `least_pitched` of what sounds can be followed (see `pitched_share`), for samples that are not finite, or an `expression` or `reverb` out of range.
     """
@@ -124,6 +124,8 @@ def transfer(samples, sample_rate, instrument, octaves=None, loudness_db=0.0, ex
     if pitched_share(heard) < least_pitched:
         raise PaletteError(f"no single voice can be followed ({100 * pitched_share(heard):.0f} % of what sounds has a steady pitch); give one voice: a whistle, a song or an instrument")
     mapping = find_mapping(heard, instrument, octaves, loudness_db)
+    if told:
+        told(mapping)
     played, _ = map_features(heard, mapping, float(heard.level.max()) * db_to_gain(GATE_DB))
     with torch.inference_mode():
         frames = math.ceil(mono.shape[1] * rate / sample_rate)
@@ -235,11 +237,11 @@ def transfer_file(source, destination, to="trumpet", octaves=None, loudness_db=0
     """
     progress = progress or (lambda stage, fraction: None)
     check_playing(octaves, loudness_db, expression, reverb)
-    instrument, recording = find_instrument(to), read_audio(source)
+    instrument, recording, found = find_instrument(to), read_audio(source), []
     progress("listening", 0.0)
     try:
-        sound = transfer(recording.samples, recording.sample_rate, instrument, octaves, loudness_db, expression, reverb, progress=lambda fraction: progress("listening", fraction))
+        sound = transfer(recording.samples, recording.sample_rate, instrument, octaves, loudness_db, expression, reverb, progress=lambda fraction: progress("listening", fraction), told=found.append)
     except PaletteError as error:
         raise PaletteError(f"{source}: {error}") from None
-    about = {"to": str(to) if not isinstance(to, Instrument) else type(to).__name__, "octaves": octaves, "loudness_db": loudness_db, "expression": expression, "reverb": reverb}
+    about = {"to": str(to) if not isinstance(to, Instrument) else type(to).__name__, "octaves": found[0].octaves if found else octaves, "loudness_db": loudness_db, "expression": expression, "reverb": reverb}
     return render_file(source, destination, lambda sample_rate: [_Ready(torch.tensor(sound[:1]))], about, progress=progress, **delivery)
