@@ -7,7 +7,7 @@ import torch
 from scipy.signal import welch
 
 from timbre_palette.audio import PaletteError, write_audio
-from timbre_palette.checkpoint import Pretrained
+from timbre_palette.checkpoint import Pretrained, shipped
 from timbre_palette.cli import main
 from timbre_palette.losses import MultiScaleSpectralLoss
 from timbre_palette.recipe import RECIPES
@@ -113,6 +113,24 @@ def test_live_is_offline(size, rate, together):
     live = torch.cat(parts, 1)
     assert player.latency <= 0.05 * rate and not live[:, :player.latency].any()
     assert (live[:, player.latency:player.latency + x.shape[2]] - offline).abs().max() < 1e-6 and offline.abs().max() > 0.05
+
+
+@pytest.mark.parametrize("rate", [16000, 44100, 48000])
+@pytest.mark.parametrize("name", [name for name in shipped() if name.startswith("timbre-")])
+def test_small_steps_play_what_torch_plays(name, rate):
+    "The shipped instruments, live in NumPy in odd blocks and whole in torch, with half of the colour that was heard."
+    model, tune = Pretrained.from_pretrained(name).eval(), whistle(seed=3, seconds=1.5, sample_rate=rate)
+    x = torch.tensor(tune.samples)
+    features = extract_features(x[None], rate)
+    player = model.stream(rate, 0.5, change=lambda features: features._replace(f0_hz=features.f0_hz / 4))
+    with torch.no_grad():
+        whole = model.play(features._replace(f0_hz=features.f0_hz / 4), x.shape[1], rate, 0.5)[0]
+    live = torch.cat([player(block) for block in torch.nn.functional.pad(x, (0, player.latency)).split(357, 1)], 1)[:, player.latency:]
+    assert whole.abs().max() > 0.01 and (live - whole).abs().max() < 1e-5 * max(1.0, whole.abs().max())
+    controls, steps = model.controls(features, expression=0.5)[0], model.stepper(0.5)
+    parts = [steps(Features(*values)) for values in zip(*(value.split(3, 1) for value in features))]
+    for here, there in zip(controls, zip(*parts)):
+        assert np.abs(here[0].detach().numpy() - np.concatenate(there)).max() < 1e-4 * max(1.0, here.abs().max())
 
 
 def test_live_state_does_not_grow():
