@@ -69,6 +69,7 @@ def work(words, log):
     import torch
     from timbre_palette.cli import main
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored
     file = open(log, "w")
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
@@ -176,7 +177,7 @@ def main():
             command, out = COMMANDS[name], place.folder / f"{name}-killed"
             share, killed, tries = options.kills // len(options.only) + (number < options.kills % len(options.only)), 0, 0
             while killed < share and tries < 4 * share:
-                kill, how, tries = tries, SIGNALS[killed % len(SIGNALS)], tries + 1
+                kill, how, tries = tries, SIGNALS[tries % len(SIGNALS)], tries + 1
                 if not command.goes_on:
                     out = place.folder / f"{name}-killed-{kill}"
                 code, said = place.run(command, out, place.random.uniform(0, 0.9 * seconds if not command.goes_on else max(1.0, seconds / 4)), how)

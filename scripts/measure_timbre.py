@@ -6,6 +6,7 @@ songs and noise; and how fast all that is. Writes timbre_transfer.json to nbs/re
 """
 import argparse
 import io
+import json
 import time
 from pathlib import Path
 
@@ -174,34 +175,50 @@ def draw_transfer(path, whistle, sound, asked, octaves):
     save(figure, path)
 
 
+def about(model):
+    "Where the figures of a run of the article's recipe come from."
+    card = {key: model.card.get(key) for key in ("recipe", "data", "hardware", "minutes", "seconds_per_step", "identity", "curve", "chosen_at_step")}
+    card["recipe"]["start"] = Path(card["recipe"]["start"]).parent.name  # the run, not where it was
+    return {**card, "parameters": {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in ("encoder", "decoder")}}
+
+
+def draw(folder, whistle, instrument, runs):
+    "All pictures."
+    for name, run in runs.items():
+        draw_article(run, folder / f"{name}.png")
+    asked, _ = contour(whistle.samples.mean(0), whistle.sample_rate, *WHISTLE_HZ)
+    found = []
+    sound = transfer(whistle.samples, whistle.sample_rate, instrument, told=found.append)
+    draw_transfer(folder / "whistle_to_trumpet.png", whistle, sound, asked, found[0].octaves)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--article", type=Path, nargs="*", default=[], help="folders of runs of the recipe trumpet-article")
+    parser.add_argument("--only", nargs="+", choices=("resynthesis", "whistles", "followed", "odd", "live", "article"), help="parts to measure again; the others stay as they are")
     options = parser.parse_args()
     torch.set_num_threads(1)
     runs = {run.name: run for run in options.article}
     article = {name: Pretrained.from_pretrained(run / "best").eval() for name, run in runs.items()}
     trumpet, judge = find_instrument(), Pretrained.from_pretrained("instrument-classifier").eval()
-    with tqdm(desc="resynthesis", disable=None) as bar:
-        def count(done, total):
-            "Move the bar."
-            bar.total = total
-            bar.n = done
-            bar.refresh()
-        measured = {"made_by": "python scripts/measure_timbre.py DATA --article RUN", "resynthesis": resynthesis(options.data, article, count)}
-    methods = {"timbre-trumpet": lambda x, rate: transfer(x, rate, trumpet), "pitch-tracked": lambda x, rate: pitch_tracked_synthesis(x, rate, trumpet)}
-    measured |= {"whistles": whistled(options.data / "whistles", methods, judge, True), "followed": followed(options.data, True), "odd": odd(options.data, trumpet, True)}
     first = read_audio(sorted((options.data / "whistles").iterdir())[0])
-    measured["live"] = live(first, trumpet)
-    measured["article"] = {name: {**{key: model.card.get(key) for key in ("recipe", "data", "hardware", "minutes", "seconds_per_step", "identity", "curve", "chosen_at_step")},
-                                  "parameters": {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in ("encoder", "decoder")}} for name, model in article.items()}
-    for about in measured["article"].values():
-        about["recipe"]["start"] = Path(about["recipe"]["start"]).parent.name  # the run, not where it was
-    write_text(RESULTS / "data" / "timbre_transfer.json", write_measured(measured))
-    for name, run in runs.items():
-        draw_article(run, RESULTS / "figures" / f"{name}.png")
-    asked, _ = contour(first.samples.mean(0), first.sample_rate, *WHISTLE_HZ)
-    octaves = next(row["octaves"] for row in measured["whistles"] if row["method"] == "timbre-trumpet")
-    draw_transfer(RESULTS / "figures" / "whistle_to_trumpet.png", first, transfer(first.samples, first.sample_rate, trumpet), asked, octaves)
-    print(RESULTS / "data" / "timbre_transfer.json")
+    methods = {"timbre-trumpet": lambda x, rate: transfer(x, rate, trumpet), "pitch-tracked": lambda x, rate: pitch_tracked_synthesis(x, rate, trumpet)}
+    bar = tqdm(desc="resynthesis", disable=None)
+
+    def count(done, total):
+        "Move the bar."
+        bar.total, bar.n = total, done
+        bar.refresh()
+
+    parts = {"resynthesis": lambda: resynthesis(options.data, article, count), "whistles": lambda: whistled(options.data / "whistles", methods, judge, True),
+             "followed": lambda: followed(options.data, True), "odd": lambda: odd(options.data, trumpet, True), "live": lambda: live(first, trumpet),
+             "article": lambda: {name: about(model) for name, model in article.items()}}
+    kept, path = {}, RESULTS / "data" / "timbre_transfer.json"
+    if options.only:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    measured = {name: kept[name] if options.only and name not in options.only else measure() for name, measure in parts.items()}
+    write_text(path, write_measured({"made_by": "python scripts/measure_timbre.py DATA --article RUN", **measured}))
+    if not options.only:
+        draw(RESULTS / "figures", first, trumpet, runs)
+    print(path)
