@@ -35,6 +35,7 @@ setup(
         "Natural Language :: English",
         "Topic :: Multimedia :: Sound/Audio",
         "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),  # those of scripts/install_matrix.py
     ],
     packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),
     include_package_data=False,

@@ -104,7 +104,7 @@ NOWHERE = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "
 def find_python(wanted):
     "The interpreter that is asked for by its path or by its number, such as 3.12, and that number; None if it is not here."
     kept = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    for place in [shutil.which(wanted), shutil.which(f"python{wanted}"), *map(str, sorted(kept.glob(f"{wanted}.*/bin/python")))]:
+    for place in [shutil.which(wanted), shutil.which(f"python{wanted}"), *(str(place) for place in sorted(kept.glob("*/bin/python")) if place.parts[-3].startswith(f"{wanted}."))]:
         number = place and subprocess.run([place, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True).stdout.strip()
         if number and (number == wanted or os.sep in wanted):  # what has the name may be a shim that leads nowhere
             return place, number
