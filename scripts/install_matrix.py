@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,7 @@ BARE = {
     **{f"match by {model}": ["timbre-palette", "match", "song.wav", "-o", f"match-{model}.wav", "--preset", "warm", "--model", model] for model in ("music", "speech")},
     **{f"transfer to {name}": ["timbre-palette", "transfer", "whistle.wav", "-o", f"{name}.wav", "--to", name] for name in ("trumpet", "flute", "violin")},
 }
-NOTEBOOKS = ("26_enhance", "36_explore", "style_transfer/22_match", "timbre_transfer/12_transfer")
+NOTEBOOKS = ("26_enhance", "36_explore", "style_transfer/22_match", "timbre_transfer/10_instrument")
 EXTRA = {
     "pip check": BARE["pip check"],
     "every module": modules("notebooks"),
@@ -117,7 +118,8 @@ def call(command, folder, environment=None, limit=LIMIT):
     process = subprocess.Popen([str(word) for word in command], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     try:
         said, _ = process.communicate(timeout=limit)
-        failed = process.returncode and (said.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        said = re.sub(r"\x1b\[[\d;]*m", "", said).strip()  # without colours
+        failed = process.returncode and (said.splitlines() or [f"exit code {process.returncode}"])[-1]
     except subprocess.TimeoutExpired:
         failed = f"took more than {limit} s"
     finally:
