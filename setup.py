@@ -35,9 +35,11 @@ setup(
         "Natural Language :: English",
         "Topic :: Multimedia :: Sound/Audio",
         "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),  # those of scripts/install_matrix.py
     ],
     packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),
-    include_package_data=True,
+    include_package_data=False,
+    package_data={settings["lib_name"]: ["weights/*/*.json", "weights/*/*.safetensors"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require=extras,
