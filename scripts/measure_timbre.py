@@ -188,7 +188,7 @@ def draw(folder, whistle, instrument, runs):
         draw_article(run, folder / f"{name}.png")
     asked, _ = contour(whistle.samples.mean(0), whistle.sample_rate, *WHISTLE_HZ)
     found = []
-    sound = transfer(whistle.samples, whistle.sample_rate, instrument, told=found.append)
+    sound = transfer(whistle.samples, whistle.sample_rate, instrument, told=lambda mapping, share: found.append(mapping))
     draw_transfer(folder / "whistle_to_trumpet.png", whistle, sound, asked, found[0].octaves)
 
 

@@ -12,7 +12,7 @@ from timbre_palette.timbre_transfer.instrument import HarmonicAutoencoder, extra
 from timbre_palette.timbre_transfer.pitch import track
 from timbre_palette.timbre_transfer.transfer import (LEAST_PITCHED, FixedSpectrum, LiveTransfer, find_instrument, find_mapping, map_features, pitch_tracked_synthesis, pitched_share,
                                                      transfer)
-from timbre_palette.timbre_transfer.whistles import whistle
+from timbre_palette.timbre_transfer.whistles import add_noise, whistle
 
 RATE = 16000
 
@@ -154,6 +154,11 @@ def test_the_command(tmp_path, capsys, model, tune):
     report = json.loads(capsys.readouterr().out)
     expected = transfer(read_audio(tmp_path / "whistle.wav").samples, RATE, model, -1, -6.0)
     assert report["format"] == "PCM_16" and np.abs(read_audio(tmp_path / "out.wav").samples - expected).max() < 1e-4
+    assert report["octaves"] == -1 and report["followed"] > 0.9
+    for name, snr_db in (("clean", 60), ("noisy", 5)):
+        write_audio(tmp_path / f"{name}.wav", 0.1 * add_noise(tune.samples, snr_db), RATE)
+        assert call(tmp_path / f"{name}.wav", "--to", tmp_path / "mine", "-o", tmp_path / f"{name} out.wav") == 0
+        assert ("could be followed" in capsys.readouterr().out) == (name == "noisy")
     for arguments, said in (((tmp_path / "noise.wav", "--to", tmp_path / "mine", "-o", tmp_path / "no.wav"), "no single voice"), ((tmp_path / "whistle.wav", "--to", "kazoo", "-o", tmp_path / "no.wav"), "no weights"),
                             ((tmp_path / "none.wav", "--to", tmp_path / "mine", "-o", tmp_path / "no.wav"), "no such file"), ((tmp_path / "whistle.wav", "--to", tmp_path / "mine", "-o", tmp_path / "whistle.wav"), "input itself"),
                             ((tmp_path / "whistle.wav", "--to", tmp_path / "mine", "-o", tmp_path / "no.wav", "--expression", 3), "expression"), ((tmp_path / "whistle.wav", "--to", tmp_path / "mine", "-o", tmp_path / "no.xyz"), "cannot write")):

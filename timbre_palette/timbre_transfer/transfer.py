@@ -105,7 +105,7 @@ def transfer(samples, sample_rate, instrument, octaves=None, loudness_db=0.0, ex
     """NumPy `samples` `(channels, time)` at `sample_rate` Hz played by an `Instrument`, float32 of the same shape; each channel is the same.
 
     `octaves` up (by itself where none are given), `loudness_db` louder than the instrument usually plays, `expression` 0 to 1, how much of the source's colour goes over, and `reverb`, a factor, as in
-    `find_mapping` and `Instrument.play`; `seed` chooses the noise. `progress(fraction)` is called as it goes, `told(mapping)` with the `Mapping` that was found.
+    `find_mapping` and `Instrument.play`; `seed` chooses the noise. `progress(fraction)` is called as it goes, `told(mapping, share)` with the `Mapping` that was found and the `pitched_share`.
 
     Raises `PaletteError` where less than `least_pitched` of what sounds can be followed (see `pitched_share`), for samples that are not finite, or an `expression` or `reverb` out of range.
     """
@@ -121,11 +121,12 @@ def transfer(samples, sample_rate, instrument, octaves=None, loudness_db=0.0, ex
     progress(0.4)
     if not heard.level.any():
         return np.zeros_like(samples)
-    if pitched_share(heard) < least_pitched:
-        raise PaletteError(f"no single voice can be followed ({100 * pitched_share(heard):.0f} % of what sounds has a steady pitch); give one voice: a whistle, a song or an instrument")
+    share = pitched_share(heard)
+    if share < least_pitched:
+        raise PaletteError(f"no single voice can be followed ({100 * share:.0f} % of what sounds has a steady pitch); give one voice: a whistle, a song or an instrument")
     mapping = find_mapping(heard, instrument, octaves, loudness_db)
     if told:
-        told(mapping)
+        told(mapping, share)
     played, _ = map_features(heard, mapping, float(heard.level.max()) * db_to_gain(GATE_DB))
     with torch.inference_mode():
         frames = math.ceil(mono.shape[1] * rate / sample_rate)
@@ -237,11 +238,11 @@ def transfer_file(source, destination, to="trumpet", octaves=None, loudness_db=0
     """
     progress = progress or (lambda stage, fraction: None)
     check_playing(octaves, loudness_db, expression, reverb)
-    instrument, recording, found = find_instrument(to), read_audio(source), []
+    instrument, recording, found = find_instrument(to), read_audio(source), {}
     progress("listening", 0.0)
     try:
-        sound = transfer(recording.samples, recording.sample_rate, instrument, octaves, loudness_db, expression, reverb, progress=lambda fraction: progress("listening", fraction), told=found.append)
+        sound = transfer(recording.samples, recording.sample_rate, instrument, octaves, loudness_db, expression, reverb, progress=lambda fraction: progress("listening", fraction), told=lambda mapping, share: found.update(octaves=mapping.octaves, followed=round(share, 3)))
     except PaletteError as error:
         raise PaletteError(f"{source}: {error}") from None
-    about = {"to": str(to) if not isinstance(to, Instrument) else type(to).__name__, "octaves": found[0].octaves if found else octaves, "loudness_db": loudness_db, "expression": expression, "reverb": reverb}
+    about = {"to": str(to) if not isinstance(to, Instrument) else type(to).__name__, "octaves": found.get("octaves", octaves), "followed": found.get("followed"), "loudness_db": loudness_db, "expression": expression, "reverb": reverb}
     return render_file(source, destination, lambda sample_rate: [_Ready(torch.tensor(sound[:1]))], about, progress=progress, **delivery)
