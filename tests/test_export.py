@@ -200,6 +200,8 @@ def test_files_are_sound_and_name_what_they_are(model, tmp_path):
         file = onnx.load(tmp_path / name)
         onnx.checker.check_model(file, full_check=True)
         assert {node.op_type for node in file.graph.node} <= plain
+        named = [node.name for node in file.graph.node]
+        assert all(named) and len(set(named)) == len(named)  # older runtimes name what they join after its parts, and refuse two of a name
         assert file.producer_name == "timbre_palette" and file.producer_version
     metadata = OnnxStream(tmp_path / "style.onnx").metadata
     assert {key: metadata[key] for key in ("style", "amount", "sample_rate", "block", "latency", "form", "model")} == {

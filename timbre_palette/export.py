@@ -60,7 +60,7 @@ class Graph:
         "Add an operator."
         names = [f"value_{len(self.nodes)}_{number}" for number in range(outputs)]
         inputs = [value if isinstance(value, str) else self.constant(value) for value in inputs]
-        self.nodes.append(self._onnx.helper.make_node(operator, inputs, names, **attributes))
+        self.nodes.append(self._onnx.helper.make_node(operator, inputs, names, f"node_{len(self.nodes)}", **attributes))  # without names of their own, onnxruntime before 1.22 gives two the same
         return names[0] if outputs == 1 else names
 
     def __getattr__(self, operator):
@@ -75,7 +75,7 @@ class Graph:
 
     def output(self, name, value, *shape):
         "Declare that `value` is a float32 output."
-        self.nodes.append(self._onnx.helper.make_node("Identity", [value], [name]))
+        self.nodes.append(self._onnx.helper.make_node("Identity", [value], [name], f"node_{len(self.nodes)}"))
         self.outputs.append(self._onnx.helper.make_tensor_value_info(name, self._onnx.TensorProto.FLOAT, shape))
 
     def reshape(self, value, *shape):
