@@ -136,8 +136,8 @@ class Range:
                 sys.exit(f"{name}: ends with {code} undisturbed: {said[-500:]}")
         return results(COMMANDS[name], out), time.perf_counter() - begun
 
-    def lost(self, name, code, said, out, how, whole):
-        "What is wrong behind a kill: words."
+    def lost(self, name, code, said, out, how, whole, before=()):
+        "What is wrong behind a kill: words. What an earlier hard kill left `before` is not counted again."
         command, wrong = COMMANDS[name], []
         if contents(self.songs) != self.original:
             wrong.append("an original was changed")
@@ -145,7 +145,7 @@ class Range:
             wrong.append("a traceback: " + said.strip().splitlines()[-1][:200])
         if code not in (0, 130, -how):
             wrong.append(f"exit code {code}: {said.strip()[-200:]}")
-        parts = [path for path in out.rglob("*") if path.is_file() and PART.fullmatch(path.name)]
+        parts = [path for path in out.rglob("*") if path.is_file() and PART.fullmatch(path.name) and path not in before]
         if how != signal.SIGKILL and parts:
             wrong.append(f"a stopped run left {parts[0].name}")
         try:
@@ -180,8 +180,9 @@ def main():
                 kill, how, tries = tries, SIGNALS[tries % len(SIGNALS)], tries + 1
                 if not command.goes_on:
                     out = place.folder / f"{name}-killed-{kill}"
+                before = set(out.rglob(".*.part"))
                 code, said = place.run(command, out, place.random.uniform(0, 0.9 * seconds if not command.goes_on else max(1.0, seconds / 4)), how)
-                wrong = place.lost(name, code, said, out, how, whole)
+                wrong = place.lost(name, code, said, out, how, whole, before)
                 counts[name, "ended before" if code == 0 else how.name] += 1
                 losses += [{"command": name, "kill": kill, "signal": how.name, "wrong": one} for one in wrong]
                 if command.goes_on and code == 0:  # there is nothing left to stop: begin anew
