@@ -67,13 +67,17 @@ def make_songs(folder):
 def work(words, log):
     "A command, in a process of its own."
     import torch
-    from timbre_palette.cli import main
+    from timbre_palette.cli import run
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored
     file = open(log, "w")
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
-    os._exit(main(list(words)) or 0)
+    sys.argv = ["timbre-palette", *words]
+    try:
+        run()
+    except SystemExit as ended:
+        os._exit(ended.code or 0)
 
 
 def contents(folder):

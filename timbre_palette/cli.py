@@ -946,4 +946,8 @@ def run():
         faulthandler.enable(sys.stderr)  # a crash in a library says where it was
     else:
         sys.stderr = open(os.devnull, "w")
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before the command was understood
+        print("timbre-palette: interrupted; nothing was begun", file=sys.stderr)
+        sys.exit(130)
