@@ -156,7 +156,7 @@ def test_what_the_microphone_plays_is_what_arrives(server, microphone):
             seconds_pass(page, 3.2)
             page.get_by_role("button", name="Stop recording").click()
             heard, rate = taken(server, page, len(found) + 1)
-            assert 3.2 * rate < len(heard) < 6 * rate
+            assert 3.1 * rate < len(heard) < 6 * rate  # the seconds shown are rounded
             found.append(explained_db(heard, rate, sound))
         left_db, gain_db = min(found)
         settings = page.evaluate("window.settings")
