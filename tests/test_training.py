@@ -538,3 +538,32 @@ def test_the_readme_gives_the_figures_of_the_cards():
             shown = f"{row['mean']:.4f}" if row["measure"] == "stft_distance" else f"{row['mean']:.1f} dB"
             if row["model"] != "oracle" or name == "graybox":  # what rounding leaves differs in the last digit from run to run
                 assert f"| {shown} |" in readme, (row["model"], shown)
+
+
+def hold(folder, pipe):
+    "Be at work in a folder until told to end."
+    from timbre_palette.audio import alone_in
+    with alone_in(folder):
+        pipe.send("here")
+        pipe.recv()
+
+
+@pytest.mark.parametrize("ends", ("by itself", "killed"))
+def test_two_runs_in_one_folder(folder, tmp_path, ends):
+    "The second is refused with one line and changes nothing; where the first was killed, it goes on."
+    processes = multiprocessing.get_context("spawn")
+    ours, theirs = processes.Pipe()
+    recipe = find_recipe("graybox", ["steps=2", *SMALL])
+    child = processes.Process(target=hold, args=(tmp_path / "run", theirs))
+    child.start()
+    assert ours.recv() == "here"
+    with pytest.raises(PaletteError, match="another run is at work in this folder"):
+        train_palette(recipe, folder, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "recipe.yaml", "songs.json"]
+    if ends == "killed":
+        child.kill()
+    else:
+        ours.send("end")
+    child.join()
+    assert train_palette(recipe, folder, tmp_path / "run").card["chosen_at_step"] in (1, 2)
+    assert not (tmp_path / "run" / ".lock").exists()

@@ -9,15 +9,18 @@ __all__ = ['WEIGHTS', 'FILES', 'register', 'find_class', 'shipped', 'find_checkp
 import importlib
 import json
 import re
+import threading
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_module_registration_hook, register_module_parameter_registration_hook
 
 import timbre_palette
-from .audio import PaletteError, atomic_path
+from .audio import PaletteError, atomic_path, read_json
 
 # %% ../nbs/12_checkpoint.ipynb #register
 _CLASSES = {}
@@ -81,6 +84,35 @@ def write_tensors(path, tensors, header=None):
             raise OSError(" ".join(str(error).split())[:120]) from None
 
 # %% ../nbs/12_checkpoint.ipynb #pretrained
+_LARGEST = 2 ** 20  # a number in a card's arguments
+_SPARE, _PARTS = 2 ** 22, 100_000  # elements that a model may hold beside what is in its file, and how many parts it may have
+
+def _check_numbers(value):
+    "A ValueError for arguments in which a number is larger than any size in a network."
+    if isinstance(value, (int, float)) and not abs(value) <= _LARGEST:
+        raise ValueError(f"{value:.3g} is too large a number")
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_numbers(one)
+
+@contextmanager
+def _no_larger_than(elements):
+    "Raises a ValueError in whatever builds a module within the block, once that holds more than so many elements: a damaged card can ask for more than fits into memory."
+    thread, left = threading.get_ident(), {"elements": elements + _SPARE, "parts": _PARTS}
+
+    def count(module, name, value):
+        "Called with everything that a module is given, before it is filled."
+        if threading.get_ident() != thread or value is None:
+            return
+        left["parts"] -= 1
+        left["elements"] -= value.numel() if isinstance(value, torch.Tensor) else 0
+        if min(left.values()) < 0:
+            raise ValueError("its card describes a larger model than its weights are")
+
+    with ExitStack() as stack:
+        for register_hook in (register_module_parameter_registration_hook, register_module_buffer_registration_hook, register_module_module_registration_hook):
+            stack.callback(register_hook(count).remove)
+        yield
+
 class Pretrained(nn.Module):
     "A module that saves to and loads from a checkpoint folder; subclasses set `arguments` and use `@register`."
     arguments = {}
@@ -112,10 +144,14 @@ class Pretrained(nn.Module):
         if missing:
             raise PaletteError(f"{folder}: is not a checkpoint, it has no {missing[0]}")
         try:
-            card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-            model = find_class(card["class"])(**card["arguments"])
-            model.load_state_dict(load_file(folder / "model.safetensors"))
-        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            card, weights = read_json(folder / "card.json"), folder / "model.safetensors"
+            _check_numbers(card["arguments"])
+            with _no_larger_than(weights.stat().st_size):  # an element takes a byte or more
+                model = find_class(card["class"])(**card["arguments"])
+            model.load_state_dict(load_file(weights))
+            if not all(value.isfinite().all() for value in model.state_dict().values()):
+                raise ValueError("its weights are not all finite numbers")
+        except Exception as error:  # a class says in many ways that arguments are not for it
             raise PaletteError(f"{folder}: the checkpoint is damaged or not one of this package ({' '.join(str(error).split())[:160]})") from None
         if not isinstance(model, cls):
             raise PaletteError(f"{folder}: holds a {card['class']}, not a {cls.__name__}")

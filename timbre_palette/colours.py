@@ -31,7 +31,7 @@ from scipy.fft import irfft, next_fast_len, rfft
 from torch import nn
 
 from .anchors import STYLES, palette, palette_stages, stage_strengths
-from .audio import PaletteError, db_to_gain, read_audio, write_text
+from .audio import PaletteError, db_to_gain, read_audio, read_json, write_text
 from .blend import parse_style
 from .checkpoint import Pretrained, find_class, register, shipped
 from .data import Segments
@@ -595,7 +595,7 @@ def _claim(folder, asked):
     mark = folder / "learning.json"
     if mark.is_file():
         try:
-            same = json.loads(mark.read_text(encoding="utf-8")) == asked
+            same = read_json(mark) == asked
         except (OSError, ValueError):
             same = False
         if not same:
@@ -803,7 +803,7 @@ def known_palettes():
     found = {}
     for card in sorted(palettes_folder().glob("*/card.json"), key=lambda path: -path.stat().st_mtime):
         try:
-            content = json.loads(card.read_text(encoding="utf-8"))
+            content = read_json(card)
             if content["class"] == "ColourPalette":
                 found[card.parent] = tuple(content["arguments"]["axes"])
         except (OSError, ValueError, KeyError, TypeError):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .anchors import STYLES
-from .audio import PaletteError, write_audio, write_text
+from .audio import PaletteError, read_json, write_audio, write_text
 from .baselines.table import find_baseline
 from .blend import PRESETS, crossfade
 from .checkpoint import Pretrained
@@ -142,9 +142,9 @@ def find_material(budget, data, solos, folder):
     return {"songs": songs, "solos": [track for track in takes if track.split in ("", "test")] or takes, "stems": separate_stems(chosen, Path(folder) / "stems", budget.excerpt_s)}
 
 # %% ../nbs/37_experiments.ipynb #keep
-def _read_json(path):
+def _kept_json(path):
     "What a JSON file says; an empty dictionary if it is not there."
-    return json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else {}
+    return read_json(path) if Path(path).is_file() else {}
 
 def keep(path, make):
     "What the JSON file `path` says, which is first made by `make()` if it is not there. Raises `PaletteError` where it cannot be written."
@@ -153,7 +153,7 @@ def keep(path, make):
         made = make()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(made))
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 # %% ../nbs/37_experiments.ipynb #train-unit
 def unit_folder(folder, unit, seed):
@@ -162,7 +162,7 @@ def unit_folder(folder, unit, seed):
 
 def read_card(folder, unit, seed):
     "The card of a unit that has been trained to its end, or None."
-    card = _read_json(unit_folder(folder, unit, seed) / "best" / "card.json")
+    card = _kept_json(unit_folder(folder, unit, seed) / "best" / "card.json")
     return card if "curve" in card else None
 
 def has_weights(folder, unit, seed):
@@ -200,7 +200,7 @@ def find_renderer(folder, unit, seed):
 
 def read_scores(path, material, seconds):
     "Records by kind of material, those that were made of just these tracks and seconds."
-    kept = _read_json(path)
+    kept = _kept_json(path)
     return {name: kept[name]["records"] for name, tracks in material.items()
             if name in kept and kept[name]["songs"] == [track.name for track in tracks] and kept[name]["seconds"] == seconds}
 
@@ -212,7 +212,7 @@ def score_models(models, path, material, styles, seconds, blends=True, progress=
     Raises `PaletteError` as `evaluate`.
     """
     path, scores = Path(path), read_scores(path, material, seconds)
-    kept = _read_json(path)
+    kept = _kept_json(path)
     for name, tracks in material.items():
         if name not in scores:
             wanted = [*styles, *PRESETS] if blends and name == "solos" else styles
@@ -311,9 +311,9 @@ def pack_unit(folder, unit, seed):
     card, place = read_card(folder, unit, seed), unit_folder(folder, unit, seed)
     if card is None:
         return None
-    scores = {name: {**kept, "records": _by_column(kept["records"])} for name, kept in _read_json(place / "scores.json").items()}
+    scores = {name: {**kept, "records": _by_column(kept["records"])} for name, kept in _kept_json(place / "scores.json").items()}
     curve = [{name: row.get(name) for name in ("step", "loss", "si_snr", "inverted")} for row in card["curve"]]
-    return _rounded({"card": {**{name: card[name] for name in _OF_CARD if name in card}, "curve": curve}, "scores": scores, **{name: _read_json(place / f"{name}.json") for name in _BESIDE}})
+    return _rounded({"card": {**{name: card[name] for name in _OF_CARD if name in card}, "curve": curve}, "scores": scores, **{name: _kept_json(place / f"{name}.json") for name in _BESIDE}})
 
 def unpack_unit(packed, folder, unit, seed, budget, heard):
     """Put what `pack_unit` gave where the unit would be, unless something is there, finished or not; whether that was done.

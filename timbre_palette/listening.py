@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
-from .audio import PaletteError, db_to_gain, read_audio, read_header, write_audio, write_text
+from .audio import PaletteError, db_to_gain, read_audio, read_header, read_json, write_audio, write_text
 from .blend import PRESETS
 from .enhance import CEILING_DBTP, check_settings, enhance
 from .loudness import measure
@@ -96,15 +96,8 @@ def open_test(folder):
     path = Path(folder) / "test.json"
     if not path.is_file():
         raise PaletteError(f"{folder}: holds no listening test; prepare_test makes one")
-    about = _read_json(path)
+    about = read_json(path)
     return ListeningTest(Path(folder), tuple(about["sources"]), tuple(about["versions"]), about)
-
-def _read_json(path):
-    "What a JSON file holds, or a `PaletteError`."
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PaletteError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
 
 def prepare_test(folder, sources=SOLO_TAKES, versions=paper_versions(), model="graybox", seconds=10.0, progress=None):
     """Render `versions`, names of styles, of the first `seconds` of `sources` by a `model` to `folder`, all at one loudness; a `ListeningTest`.
@@ -168,7 +161,7 @@ class Sitting:
 
     def _read(self):
         "The steps in the file, if they are this listener's."
-        kept = _read_json(self.path)
+        kept = read_json(self.path)
         dealt = [(step["source"], step["versions"]) for step in self.steps]
         if kept.get("listener") != self.listener or [(step["source"], step["versions"]) for step in kept["steps"]] != dealt:
             raise PaletteError(f"{self.path}: holds the answers of another listener or test; take another name")
@@ -214,7 +207,7 @@ def read_ballots(folder):
     "The ballots of all listeners of the test in a folder, as far as they came: a list of `Ballot`s. Errors as of `open_test`."
     test, ballots = open_test(folder), []
     for path in sorted((test.folder / "listeners").glob("*.json")):
-        kept = _read_json(path)
+        kept = read_json(path)
         ballots += [Ballot(kept["listener"], step["source"], {version: step["ranking"].index(version) + 1 for version in test.versions}) for step in kept["steps"] if step["done"]]
     return ballots
 

@@ -13,7 +13,7 @@ from reprlib import repr as short
 
 import torch
 
-from .audio import HIGHEST_RATE, PaletteError
+from .audio import HIGHEST_RATE, LOWEST_RATE, PaletteError
 from .data import DRAWS
 from .losses import LOSSES
 from .songs import SPLITTINGS, STEMS, load_splits
@@ -76,7 +76,7 @@ class Recipe:
                 raise PaletteError(f"a recipe's {name} is a number from {lowest:g} to {highest:g}, not {short(value)}")
         if not isinstance(self.arguments, dict) or type(self.paper_compat) is not bool or not isinstance(self.start, str):
             raise PaletteError("a recipe's arguments are a dictionary, paper_compat is true or false, start a folder or a name")
-        if not isinstance(self.sample_rates, tuple) or not self.sample_rates or not all(type(rate) is int and 1000 <= rate <= HIGHEST_RATE for rate in self.sample_rates):
+        if not isinstance(self.sample_rates, tuple) or not self.sample_rates or not all(type(rate) is int and LOWEST_RATE <= rate <= HIGHEST_RATE for rate in self.sample_rates):
             raise PaletteError(f"a recipe's sample_rates are whole numbers of Hz from 1000, such as [44100, 48000], not {short(self.sample_rates)}")
         if not isinstance(self.stems, tuple) or not self.stems or any(stem not in STEMS for stem in self.stems):
             raise PaletteError(f"a recipe's stems are some of {', '.join(STEMS)}, such as [mixture, vocals], not {short(self.stems)}")

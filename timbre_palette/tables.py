@@ -25,7 +25,7 @@ from scipy.stats import rankdata, t
 import timbre_palette
 from .analysis import PAPER_CONTINUITY, between_styles, blended_models, describe_layers
 from .anchors import STYLES, palette
-from .audio import PaletteError, write_audio, write_text
+from .audio import PaletteError, read_json, write_audio, write_text
 from .baselines.table import describe_baselines
 from .blend import PRESETS, crossfade, parse_style
 from .data import Segments, excerpt
@@ -383,7 +383,7 @@ class Experiments:
         splits = load_splits(self.data)
         heard = {name: describe_tracks(splits[name]) for name in ("train", "val")}
         for path, unit, seed in found:
-            unpack_unit(json.loads(path.read_text(encoding="utf-8")), self.folder, unit, seed, self.budget, heard)
+            unpack_unit(read_json(path), self.folder, unit, seed, self.budget, heard)
 
     def jobs(self, numbers=NUMBERS, device="auto"):
         "What the tables `numbers` need: a list of pairs, what it is and a function of `progress(done, total)`, which does nothing where it has been done."
@@ -504,7 +504,7 @@ def _kept_units(experiments):
 
 def describe_experiments(experiments):
     "Where the figures come from: a dictionary."
-    cards = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(experiments.folder.glob("units/*/best/card.json"))]
+    cards = [read_json(path) for path in sorted(experiments.folder.glob("units/*/best/card.json"))]
     splits = load_splits(experiments.data)
     return {"version": timbre_palette.__version__, "commit": find_commit(), "budget": asdict(experiments.budget), "minutes_heard": round(experiments.budget.minutes, 1),
             "data": {name: describe_tracks(tracks) for name, tracks in splits.items()}, "scored_on": {name: [track.name for track in tracks] for name, tracks in experiments.material.items()},

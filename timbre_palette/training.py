@@ -30,7 +30,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .anchors import STYLES, palette
-from .audio import PaletteError, enough_memory, keep_freed_memory, write_audio, write_text
+from .audio import PaletteError, alone_in, enough_memory, keep_freed_memory, read_json, write_audio, write_text
 from .checkpoint import Pretrained, find_class, write_tensors
 from .data import Segments
 from .losses import LOSSES
@@ -264,7 +264,7 @@ def fit(model, objective, batches, validation, optimiser, scheduler, steps, fold
     instead of them; `card` goes with the best model. Called on the main process:
     `progress(step, figures)` after each step, `report(message)`, `on_best(model, step)` after the
     best validation so far. A state found in `folder` is continued. Raises `PaletteError` for a
-    state that does not fit, or `patience` steps in a row without a finite loss and gradient;
+    folder in which another run is at work, a state that does not fit, or `patience` steps in a row without a finite loss and gradient;
     `KeyboardInterrupt` after saving, where one was asked for.
     """
     accelerator = accelerator or find_accelerator("cpu")
@@ -274,19 +274,20 @@ def fit(model, objective, batches, validation, optimiser, scheduler, steps, fold
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
     kept = average.module if average else model
     state, everything = folder / "state.safetensors", (model, optimiser, scheduler, average, accelerator.scaler)
-    for leftover in [*folder.glob(".*.part"), *folder.glob("best/.*.part")] if main else ():  # of a run that was killed while it saved
-        if re.fullmatch(r"\.[0-9a-f]{16}\.part", leftover.name):
-            leftover.unlink(missing_ok=True)
-    reached = {"step": 0, "best": math.inf, "curve": [], "losses": [], "skipped": 0, "in_a_row": 0, "seconds": 0.0, "waited": 0.0}
-    if state.exists():
-        reached |= load_state(state, *everything)
-        if math.isfinite(reached["best"]) and not (folder / "best" / "card.json").is_file():
-            if reached["step"] >= steps:
-                raise PaletteError(f"{folder}: the run is over and its weights, in best, are gone; name another folder to train anew")
-            reached["best"] = math.inf  # the best from here on
-    begun, saved = time.perf_counter() - reached["seconds"], time.perf_counter()
-    model.train()
     with ExitStack() as stack:
+        on_main(accelerator, lambda: stack.enter_context(alone_in(folder)))
+        for leftover in [*folder.glob(".*.part"), *folder.glob("best/.*.part")] if main else ():  # of a run that was killed while it saved
+            if re.fullmatch(r"\.[0-9a-f]{16}\.part", leftover.name):
+                leftover.unlink(missing_ok=True)
+        reached = {"step": 0, "best": math.inf, "curve": [], "losses": [], "skipped": 0, "in_a_row": 0, "seconds": 0.0, "waited": 0.0}
+        if state.exists():
+            reached |= load_state(state, *everything)
+            if math.isfinite(reached["best"]) and not (folder / "best" / "card.json").is_file():
+                if reached["step"] >= steps:
+                    raise PaletteError(f"{folder}: the run is over and its weights, in best, are gone; name another folder to train anew")
+                reached["best"] = math.inf  # the best from here on
+        begun, saved = time.perf_counter() - reached["seconds"], time.perf_counter()
+        model.train()
         asked_to_stop = stack.enter_context(at_step_end())
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # a skipped first step
@@ -434,7 +435,7 @@ def _claim(folder, recipe, splits):
         raise PaletteError(f"{folder}: holds {marks[there.index(True)].name}, and is not a whole run's; name another folder")
     if any(there[:2]):
         try:
-            same = json.loads(marks[3].read_text(encoding="utf-8")) == songs
+            same = read_json(marks[3]) == songs
         except (OSError, ValueError):
             raise PaletteError(f"{marks[3]}: is damaged; name another folder") from None
         if find_recipe(marks[2]) != recipe:

@@ -18,7 +18,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from ..audio import PaletteError, write_text
+from ..audio import PaletteError, read_json, write_text
 from ..checkpoint import Pretrained
 from ..effects.chains import PRODUCTION, chain
 from ..experiments import has_weights, train_unit, unit_folder
@@ -186,7 +186,7 @@ def score_method(method, name, material, budget, folder, columns=COLUMNS, progre
     path = _scores_path(folder, name, method)
     asked = {"songs": [track.name for track in material.tracks], "segments": budget.times if material.realistic else budget.segments, "seconds": budget.pair_s, "columns": list(columns)}
     if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json(path)
         if {key: kept.get(key) for key in asked} != asked:
             raise PaletteError(f"{path}: was scored on other recordings or by another budget; name another folder")
         return kept["records"]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import timbre_palette
-from ..audio import PaletteError, write_audio, write_text
+from ..audio import PaletteError, read_json, write_audio, write_text
 from ..checkpoint import Pretrained, shipped
 from ..effects.chains import PRODUCTION, chain
 from ..evaluation import write_measured
@@ -181,7 +181,7 @@ class StyleExperiments:
         takes = [track for place in ([solos] if isinstance(solos, (str, Path)) else solos or []) for track in find_tracks(place)]
         self.materials = find_style_material(budget, self.places, takes)
         for path in sorted(Path(kept).rglob("*.json")) if kept else ():
-            keep(self.folder / path.relative_to(kept), lambda path=path: json.loads(path.read_text(encoding="utf-8")))
+            keep(self.folder / path.relative_to(kept), lambda path=path: read_json(path))
 
     def methods(self, name, number):
         "The `Method`s that a material of a table is asked of."
@@ -242,7 +242,7 @@ class StyleExperiments:
                 return row
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(row))
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
 
     def figures(self, progress=None):
         "Figures 4 and 5, of the unit with SPSA as in the paper, in the folder of the tables, and of the shipped system, in `shipped` there; where that unit has not been trained of the shipped one alone: the paths."
@@ -257,7 +257,7 @@ class StyleExperiments:
         made, other = keep(self.folder / "costs.json", lambda: {"hardware": hardware(find_accelerator("cpu")), "rows": style_cost_rows(self.budget)}), self.folder / "costs-gpu.json"
         if not other.is_file():
             return made
-        there = json.loads(other.read_text(encoding="utf-8"))
+        there = read_json(other)
         gpu = {row["strategy"]: row["gpu"] for row in there["rows"]}
         return {"hardware": f"{made['hardware']} and {there['hardware']}", "rows": [{**row, "gpu": row["gpu"] or gpu.get(row["strategy"])} for row in made["rows"]]}
 
@@ -335,7 +335,7 @@ def make_style_tables(experiments, numbers=STYLE_NUMBERS):
 # %% ../../nbs/style_transfer/33_tables.ipynb #describe
 def describe_style_experiments(experiments):
     "Where the figures come from: a dictionary."
-    cards = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(experiments.folder.glob("units/*/best/card.json"))]
+    cards = [read_json(path) for path in sorted(experiments.folder.glob("units/*/best/card.json"))]
     proxies = {name: {key: Pretrained.from_pretrained(name).card.get(key) for key in ("recipe", "minutes", "metrics")} for name in shipped() if name.startswith("proxy-")}
     return {"version": timbre_palette.__version__, "commit": find_commit(), "budget": asdict(experiments.budget), "minutes_heard": round(experiments.budget.minutes, 1),
             "data": {kind: {name: describe_tracks(tracks) for name, tracks in load_splits(place).items()} for kind, place in experiments.places.items()},
@@ -348,7 +348,7 @@ _CARD = ("recipe", "data", "hardware", "torch", "minutes", "seconds_per_step", "
 def keep_style(folder, kept):
     "Put what was found in `folder`, where `StyleExperiments` worked, into the folder `kept`, without weights, to be taken up again. Raises `PaletteError` where it cannot be written."
     folder, kept = Path(folder), Path(kept)
-    found = {path: json.loads(path.read_text(encoding="utf-8")) for pattern in ("budget.json", "costs*.json", "gradients.json", "scores/*/*.json", "probes/*/*.json", "units/*/best/card.json") for path in sorted(folder.glob(pattern))}
+    found = {path: read_json(path) for pattern in ("budget.json", "costs*.json", "gradients.json", "scores/*/*.json", "probes/*/*.json", "units/*/best/card.json") for path in sorted(folder.glob(pattern))}
     for path, value in found.items():
         if path.name == "card.json":
             if "curve" not in value:
