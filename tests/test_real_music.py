@@ -1,4 +1,5 @@
 """On real songs: the batched palette against the reference, the meter against others, the identity row."""
+import os
 import shutil
 import subprocess
 import re
@@ -18,7 +19,8 @@ STYLES = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [80, 10, 10], [1, 1, 1]]
 
 @pytest.mark.parametrize("variant", STAGES)
 def test_palette_equals_the_reference(songs, variant):
-    worst = 0.0
+    "With `TIMBRE_PALETTE_LONG` every song, stereo and mono; else every third."
+    worst, songs = 0.0, songs if os.environ.get("TIMBRE_PALETTE_LONG") else songs[::3]
     for song in songs:
         recording = read_audio(song, frames=None if variant == "exact" else 200000)
         for samples in (recording.samples, recording.samples.mean(0, keepdims=True)):

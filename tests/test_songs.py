@@ -283,11 +283,12 @@ def test_sets_without_stems_say_so(published, sets):
 
 def test_splits_of_ninety_five_five(tmp_path):
     "Sixty speakers of three chapters: 54, 3 and 3, all of a speaker on one side, another seed another choice."
+    clip = demo_clip(8000)[:, :80]
     for voice in range(60):
         for chapter in range(3):
             path = tmp_path / "train-clean-360" / str(voice) / str(chapter) / f"{voice}_{chapter}_000001_000000.wav"
             path.parent.mkdir(parents=True)
-            write_audio(path, demo_clip(8000)[:, :80], 8000)
+            write_audio(path, clip, 8000)
     drawn = [load_splits(tmp_path, seed=seed, split="90/5/5") for seed in (0, 0, 1)]
     for splits in drawn:
         sides = {name: {track.song for track in tracks} for name, tracks in splits.items()}
