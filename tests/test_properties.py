@@ -1,6 +1,6 @@
 """What holds for every sound: properties, searched for a counterexample by Hypothesis.
 
-A few examples a property, the same ones in every run. `TIMBRE_PALETTE_PROFILE=long pytest tests/test_properties.py` tries fifty times as many, others each time.
+A few examples a property, the same ones in every run. `TIMBRE_PALETTE_TIMES=50 pytest tests/test_properties.py` tries fifty times as many, others each time.
 """
 import os
 from dataclasses import dataclass, replace
@@ -35,13 +35,13 @@ from timbre_palette.training import train_palette
 
 # --- how many examples
 
-LONG = os.environ.get("TIMBRE_PALETTE_PROFILE") == "long"
+TIMES = int(os.environ.get("TIMBRE_PALETTE_TIMES", 1))
 COMMON = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]}
 
 
 def examples(count):
-    "Settings for about `count` examples, in the long profile for fifty times as many."
-    return settings(max_examples=50 * count if LONG else count, derandomize=not LONG, **COMMON)
+    "Settings for about `count` examples, the same in every run unless there are to be many times as many."
+    return settings(max_examples=TIMES * count, derandomize=TIMES == 1, **COMMON)
 
 
 # --- what is drawn: sounds by their kind, length, channels and rate
@@ -568,7 +568,7 @@ def test_whistles_and_clips_are_functions_of_their_seed():
 
 
 TRAINED = {"graybox": ["graybox", "polish=0", "sample_rates=[8000]", "seconds=0.25"],
-           **({"graybox, polished": ["graybox", "polish=2", "sample_rates=[8000]", "seconds=0.25"]} if LONG else {}),
+           **({"graybox, polished": ["graybox", "polish=2", "sample_rates=[8000]", "seconds=0.25"]} if TIMES > 1 else {}),
            "blackbox": ["blackbox", "sample_rates=[44100]", "seconds=0.05"],
            "waveunet": ["waveunet-v2", "sample_rates=[44100]", "seconds=0.05", 'arguments={"width": 4, "depth": 2}']}
 
