@@ -5,8 +5,10 @@ a whistle played by an instrument, weights loaded anew, calls that are refused, 
 Ends with 1 if either grows: files beyond those after the first tenth, memory by more than `--allowed-mb` from then to the end, both read after a garbage collection. Linux only. Ten thousand calls take some ten minutes on one core.
 """
 import argparse
+import ctypes
 import gc
 import os
+import platform
 import sys
 import tempfile
 import threading
@@ -131,8 +133,10 @@ def _instrument():
 
 
 def resident_mb():
-    "Memory that is in use now, in MB."
+    "Memory that is in use now, in MB, without what is free and only kept by the C library."
     gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
