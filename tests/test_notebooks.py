@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 HEAVY = ["torch", "torchaudio", "librosa", "scipy.signal", "matplotlib.pyplot", "ipywidgets", "nbdev.test"]  # imported once, by the process that the others are forked from
+
+
+def find_deprecated():
+    "From here on, what a cell or a module of ours uses that will stop working is an error, as pyproject.toml has it for tests."
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.filterwarnings("error", category=category, module="timbre_palette|__main__")
 
 
 def run(path, work):
@@ -25,6 +32,7 @@ def run(path, work):
     from nbdev.config import get_config
     from nbdev.test import test_nb as run_cells
     matplotlib.use("agg")
+    find_deprecated()
     good, _ = run_cells(path, skip_flags=get_config().tst_flags.split(), basepath=ROOT)
     sys.exit(0 if good else 1)
 

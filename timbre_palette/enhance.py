@@ -36,6 +36,7 @@ from .streaming import limit_long, measure_long, render_long
 MODELS = {"graybox": "gray-box", "blackbox": "black-box", "waveunet-v2": "TimbrePalette (paper)", "dsp": "exact palette"}
 
 @lru_cache
+@torch.inference_mode(False)  # what is kept has to serve gradients too
 def _shipped_model(name):
     "A shipped model, read once."
     return Pretrained.from_pretrained(name)

@@ -10,6 +10,7 @@ __all__ = ['USABLE', 'PIECE', 'FLOOR_HZ', 'peaking_sos', 'as_double', 'per_item'
 
 # %% ../nbs/02_filters.ipynb #imports
 import math
+import os
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +19,10 @@ from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 from scipy.signal import butter
 
 from .audio import PaletteError
+
+# %% ../nbs/02_filters.ipynb #fork
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))  # the parent's are not there, and would be waited for
 
 # %% ../nbs/02_filters.ipynb #edge
 USABLE = 0.45  # of the sample rate; a corner frequency above it is out of reach
@@ -361,6 +366,7 @@ def spectral_tilt(x, sample_rate, slope_db, pivot_hz=1000.0, causal=False):
 
 # %% ../nbs/02_filters.ipynb #mel-filters
 @lru_cache
+@torch.inference_mode(False)  # what is kept has to serve gradients too
 def mel_filters(sample_rate, n_fft, bands=128):
     "Triangles of equal area `(bands, n_fft // 2 + 1)` on Slaney's mel scale at `sample_rate` Hz: linear to 1 kHz, logarithmic above."
     top = 15 + 27 * math.log(max(sample_rate / 2, 1000.0) / 1000) / math.log(6.4) if sample_rate > 2000 else sample_rate / 2 / (200 / 3)

@@ -8,6 +8,7 @@ __all__ = ['K_DESIGNS', 'LAYOUTS', 'BLOCK_S', 'OFFSET_DB', 'STEP', 'k_weighting_
            'peak_envelope', 'at_peak', 'measure']
 
 # %% ../nbs/04_loudness.ipynb #imports
+import threading
 import warnings
 from functools import lru_cache
 
@@ -81,6 +82,8 @@ def _block_borders(frames, sample_rate, window_s=BLOCK_S, step=0.25, whole=False
     return starts, np.minimum(ends, frames), window_s * sample_rate
 
 # %% ../nbs/04_loudness.ipynb #loudness-reference
+_ALONE = threading.Lock()  # the filters of warnings are the whole process's: of two threads that set them aside, one would put back the other's
+
 def loudness_reference(x, sample_rate):
     """Integrated loudness in LUFS of NumPy samples `(channels, time)`: pyloudnorm, and its recipe where it ends.
 
@@ -89,7 +92,7 @@ def loudness_reference(x, sample_rate):
     channels, frames = x.shape
     x = np.asarray(x, np.float64)
     if channels <= 5 and frames >= BLOCK_S * sample_rate and sample_rate >= 8000:
-        with warnings.catch_warnings():
+        with _ALONE, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of samples beyond full scale
             return float(pyloudnorm.Meter(sample_rate).integrated_loudness(x.T))
     weighted = sosfilt(k_weighting_sos(sample_rate), x) ** 2

@@ -143,6 +143,7 @@ NOISE_BANDS = 65  # from 0 Hz to half of that rate, evenly spaced
 LEAST_POWER = 1e-8  # of harmonics whose shares sum to 1; less is there only where none can be heard
 
 @lru_cache
+@torch.inference_mode(False)  # what is kept has to serve gradients too
 def _k_gains(count):
     "Factors `(count,)` of the K-weighting at frequencies from 0 to half of `MODEL_RATE`."
     return frequency_response(torch.tensor(k_weighting_sos(MODEL_RATE)), 2 * (count - 1)).abs().float()
@@ -161,6 +162,7 @@ def balance(f0_hz, shares, noise, level, voiced, tonal):
 
 # %% ../../nbs/timbre_transfer/10_instrument.ipynb #noise-matrix
 @lru_cache
+@torch.inference_mode(False)  # what is kept has to serve gradients too
 def noise_matrix(sample_rate):
     "A matrix `(NOISE_BANDS, bands)` that makes of magnitudes at `MODEL_RATE` those of noise at `sample_rate` Hz."
     bands = round((NOISE_BANDS - 1) * sample_rate / MODEL_RATE) + 1
