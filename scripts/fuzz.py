@@ -333,7 +333,7 @@ def folder_of_songs(draw, here):
     if draw.random() < 0.3:
         os.mkfifo(here / "songs" / "pipe.wav")
         (here / "songs" / "link.wav").symlink_to("..")
-    small = ("--set", "steps=2", "batch=1", "validate_every=1", "validation_batches=1", "seconds=0.05", "--device", "cpu")
+    small = ("--set", "steps=2", "batch=1", "validate_every=1", "validation_batches=1", "seconds=0.05", "polish=0", "--device", "cpu")
     words, outputs = draw.choice([(("enhance", "songs", "-o", "done", "--model", "dsp"), ("done",)), (("enhance", "songs", "-o", "done", "--model", "graybox", "--format", "flac"), ("done",)), (("info", *sorted(f"songs/{p.name}" for p in (here / "songs").iterdir())), ()),
                                   (("call", "find_tracks", "songs"), ()), (("train", "graybox", "--data", "songs", "--out", "run", *small), ("run",)), (("evaluate", "songs", "--models", "dsp", "--seconds", "0.2"), ()),
                                   (("learn", "mine", "-c", "tape=python:tape.py:tape", "-d", "songs", "-o", "mine", "--kind", "static", "--steps", "2", "--device", "cpu"), ("mine",)), (("bench", "-d", "songs", "--steps", "0"), ())])
@@ -461,7 +461,7 @@ def altered_tensors(draw, data):
     return (PICKLE, how) if how == "pickle" else (joined_tensors(header, rest, more), f"{one} {how}")
 
 
-TRAIN = ("graybox", "--data", "songs", "--out", "run", "--set", "steps=2", "batch=1", "validate_every=1", "validation_batches=1", "seconds=0.05", "--device", "cpu")
+TRAIN = ("graybox", "--data", "songs", "--out", "run", "--set", "steps=2", "batch=1", "validate_every=1", "validation_batches=1", "seconds=0.05", "polish=0", "--device", "cpu")
 
 
 def make_run(folder):

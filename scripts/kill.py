@@ -172,6 +172,7 @@ def main():
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS), metavar="COMMAND", help=f"some of: {', '.join(COMMANDS)}")
     os.environ["PYTHONWARNINGS"] = "ignore"  # of the process that counts what killed ones left in memory
     parser.add_argument("--work", type=Path, help="an empty folder (default: one that is removed)")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE.json", help="counts and losses")
     options = parser.parse_args()
     counts, losses = Counter(), []
     with tempfile.TemporaryDirectory() as temporary, tqdm(total=options.kills, disable=None) as bar:
@@ -207,7 +208,11 @@ def main():
         print(f"| {name} | {' | '.join(str(counts[name, column]) for column in columns)} | {sum(loss['command'] == name for loss in losses)} |")
     for loss in losses:
         print(json.dumps(loss))
-    print(f"{sum(count for (_, how), count in counts.items() if how != 'ended before')} kills, {len(losses)} losses")
+    kills = sum(count for (_, how), count in counts.items() if how != "ended before")
+    print(f"{kills} kills, {len(losses)} losses")
+    if options.out:
+        rows = {name: {column: counts[name, column] for column in columns} for name in options.only}
+        options.out.write_text(json.dumps({"seed": options.seed, "kills": kills, "commands": rows, "losses": losses}, indent=1) + "\n", encoding="utf-8")
     sys.exit(bool(losses))
 
 
