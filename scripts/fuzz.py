@@ -6,6 +6,7 @@ command. It has to end well with a right result, or with exit code 2 and one lin
 Prints what happened, by kind of case, and ends with 1 if anything else did.
 """
 import argparse
+import contextlib
 import copy
 import io
 import json
@@ -678,6 +679,14 @@ class Range:
         import timbre_palette.timbre_transfer.transfer
         import timbre_palette.training
         readers()
+        good, out = self.folder / "good.wav", self.folder / "good-out.wav"
+        t = np.arange(RATE) / RATE
+        soundfile.write(good, 0.3 * np.sin(2 * np.pi * 900 * t + 3 * np.sin(30 * t)), RATE)
+        commands = [("enhance", good, "-o", out, "--model", model) for model in ("dsp", "graybox", "blackbox", "waveunet-v2")] + [("match", good, "-o", out), ("match", good, "-o", out, "--preset", "warm"), ("transfer", good, "-o", out), ("info", good)]
+        for words in commands:  # models and tables that are kept
+            with contextlib.redirect_stdout(io.StringIO()):
+                if timbre_palette.cli.main([str(word) for word in words]):
+                    sys.exit(f"{words[0]} fails with a good file")
 
     def memory_of(self, words):
         "The most memory, in bytes, that the installed command has with a good file."
