@@ -254,8 +254,8 @@ class _AvSource:
 # %% ../nbs/00_audio.ipynb #open-audio
 class AudioReader:
     "An open recording, as `open_audio` gives it: `sample_rate`, `channels`, `frames` as claimed (None if not), `subtype`, `tags`; after the last block `warnings`."
-    def __init__(self, path, source):
-        self.path, self._source, self.warnings = path, source, ()
+    def __init__(self, path, source, opened):
+        self.path, self._source, self._opened, self.warnings = path, source, opened, ()
         self.sample_rate, self.channels, self.frames, self.subtype, self.tags = source.sample_rate, source.channels, source.frames, source.subtype, source.tags
 
     def blocks(self, start=0, frames=None):
@@ -269,6 +269,8 @@ class AudioReader:
                     yield block
         except _library_errors() as error:
             raise PaletteError(f"{self.path}: is not audio that can be read ({_reason(error)})") from None
+        if _mark(self.path) != self._opened:
+            raise PaletteError(f"{self.path}: was changed or removed while it was read; wait until it is finished, and run this again")
         if not got:
             raise PaletteError(f"{self.path}: holds no audio (0 frames)")
         if bad:
@@ -277,6 +279,14 @@ class AudioReader:
             raise PaletteError(f"{self.path}: its samples reach {loudest:.0e}, where full scale is 1; scale it down first")
         if frames is None and not start:
             self.warnings = self._source.missing(self.path, got)
+
+def _mark(path):
+    "What tells that a file has changed; None where it is gone."
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 def _library_errors():
     "What the libraries that read raise."
@@ -303,6 +313,7 @@ def open_audio(path):
         raise PaletteError(f"{path}: may not be read; check its permissions")
     if path.stat().st_size == 0:
         raise PaletteError(f"{path}: is an empty file")
+    opened = _mark(path)
     try:
         source = (_AvSource if path.suffix.lower() in AV_SUFFIXES else _SoundfileSource)(path)
     except PaletteError:
@@ -312,7 +323,7 @@ def open_audio(path):
     try:
         if not LOWEST_RATE <= source.sample_rate <= HIGHEST_RATE:
             raise PaletteError(f"{path}: claims a sample rate of {source.sample_rate} Hz; its header is damaged")
-        yield AudioReader(path, source)
+        yield AudioReader(path, source, opened)
     finally:
         source.close()
 
