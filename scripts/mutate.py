@@ -10,6 +10,7 @@ goes on; `--again` tries the survivors once more, `--keep FILE` adds a summary t
 """
 import argparse
 import ast
+import builtins
 import copy
 import importlib
 import json
@@ -34,18 +35,24 @@ ENOUGH = 0.85
 HEAVY = ("numpy", "scipy.signal", "scipy.fft", "torch", "torchaudio.functional", "pyloudnorm", "librosa", "auraloss", "pesq", "pedalboard", "soundfile", "soxr", "matplotlib.pyplot", "nbformat", "pytest", "_pytest.assertion.rewrite", "tqdm")
 MEMORY = 8 << 30  # bytes that a mutant may ask for
 
+def first(file, words):
+    "A file of tests as two stages, those first whose names have one of the words in them."
+    return f"{file} -k '{words}'", f"{file} -k 'not ({words})'"
+
+
 # What is run against a module, cheap and telling things first: files of tests, with what pytest is told beside, and "examples", those of the module's notebook.
 # Tests of speed are left out; on a busy machine they would kill anything.
+EFFECT_TESTS = "tests/test_effects.py -k 'not far_faster and not no_longer_than and not learns_its_times'"
 TESTS = {
-    "anchors": ("tests/test_palette.py -k 'short_time or left_out or edges or not_raised or stages_for_blocks or anchors_are'", "examples",
-                "tests/test_palette.py -k 'not (short_time or left_out or edges or not_raised or stages_for_blocks or anchors_are)'"),
+    "anchors": (*first("tests/test_palette.py", "short_time or left_out or edges or not_raised or stages_for_blocks or anchors_are"), "examples"),
     "filters": ("examples", "tests/test_filters.py", "tests/test_effects.py -k 'bands_against or response_in or autocast'"),
-    "loudness": ("examples", "tests/test_loudness.py"),
-    "metrics": ("examples", "tests/test_metrics.py"),
-    "losses": ("examples", "tests/test_losses.py"),
-    "effects": ("tests/test_effect_tables.py", "tests/test_effects.py -k 'not far_faster and not no_longer_than and not learns_its_times'", "examples"),
+    "loudness": (*first("tests/test_loudness.py", "gates or scaling or every_number or glides or listens or anywhere or any_rate or sliding or points"), "examples"),
+    "metrics": (*first("tests/test_metrics.py", "closed_form or welchs or written_out or white_noise or few_samples or shares_of or stands_in"), "examples"),
+    "losses": ("tests/test_losses.py", "examples"),
+    "effects": ("tests/test_effect_tables.py", EFFECT_TESTS, "examples"),
 }
-OWN_TESTS = {"effects.settings": ("tests/test_effect_tables.py", "tests/test_settings.py", "examples"), "effects.plugins": ("tests/test_effect_tables.py", "tests/test_effects.py -k plugin", "examples")}  # of single files of a sub-package
+OWN_TESTS = {"effects.settings": ("tests/test_effect_tables.py", "tests/test_settings.py", "examples"),
+             "effects.plugins": ("tests/test_effect_tables.py", "tests/test_effects.py -k plugin", "examples")}  # of single files of a sub-package
 
 # Mutants that behave as the code does, by their text: why.
 EQUIVALENT = {
@@ -144,7 +151,7 @@ def calls(node):
     if len(node.args) > 1 and not isinstance(node.args[-1], ast.Starred):
         yield "argument", changed(node, args=node.args[:-1])
     name = getattr(node.func, "attr", getattr(node.func, "id", None))
-    if name in NAMES:
+    if name in NAMES and (isinstance(node.func, ast.Attribute) or hasattr(builtins, NAMES[name])):
         yield "function", changed(node, func=changed(node.func, **{"attr" if isinstance(node.func, ast.Attribute) else "id": NAMES[name]}))
     if name == "abs":
         yield "function", node.args[0] if node.args else node.func.value
@@ -194,19 +201,18 @@ def put(place, node):
 
 def readable(above, place, node):
     "Before and after, with as much around the place as it takes to know it: not more than a line."
-    for top in reversed(above):
-        if isinstance(top, ast.expr) and len(ast.unparse(top)) > 12 or isinstance(top, ast.stmt):
-            break
-    shown = top if not hasattr(top, "body") or isinstance(top, (ast.IfExp, ast.Lambda)) else top.test if hasattr(top, "test") else place[0]
     parent, field, n = place
     old = getattr(parent, field) if n is None else getattr(parent, field)[n]
     if isinstance(old, (ast.If, ast.While)):
         return ast.unparse(old.test), ast.unparse(node.test)
-    if not isinstance(shown, (ast.expr, ast.stmt)) or hasattr(shown, "body") and not isinstance(shown, (ast.IfExp, ast.Lambda)):
-        return (ast.unparse(one) for one in (old, node))
-    before = ast.unparse(shown)
+    for around in reversed(above):
+        if isinstance(old, ast.stmt) or not isinstance(around, ast.expr) or len(ast.unparse(around)) > 12:
+            break
+    if isinstance(old, ast.stmt) or not isinstance(around, (ast.expr, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr)):
+        return ast.unparse(old), ast.unparse(node)
+    before = ast.unparse(around)
     put(place, node)
-    after = ast.unparse(shown)
+    after = ast.unparse(around)
     put(place, old)
     return before, after
 
