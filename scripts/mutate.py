@@ -55,7 +55,23 @@ OWN_TESTS = {"effects.settings": ("tests/test_effect_tables.py", "tests/test_set
              "effects.plugins": ("tests/test_effect_tables.py", "tests/test_effects.py -k plugin", "examples")}  # of single files of a sub-package
 
 # Mutants that behave as the code does, by their text: why.
+TWO_DIMENSIONS = "the tensor has two dimensions, of which the last is 1"
 EQUIVALENT = {
+    "losses.py LogSTFTLoss.magnitude: return stft_magnitude(x, self.n_fft, self.hop, self.window) → return stft_magnitude(x, self.n_fft, self.hop)": "the window that is made where none is given is the same",
+    "filters.py finite_taps: len(taps) <= n_fft // 4 or n_fft >= 4 * longest → len(taps) <= n_fft // 4 or n_fft > 4 * longest": "taps are longest at most: where the two sides are equal, the first condition holds",
+    "filters.py fft_filter: 2 ** math.ceil(math.log2((8 if precise else 2.5) * tail)) → 2 ** math.floor(math.log2((8 if precise else 2.5) * tail))": "blocks of another length, longer than the tail too; only the speed differs",
+    "filters.py minimum_phase: torch.fft.rfft(cepstrum * fold, n).exp → torch.fft.rfft(cepstrum * fold).exp": "the cepstrum has n samples",
+    "filters.py _tilt_length: 2 * next_fast_len((frames + max(frames, sample_rate) + 1) // 2, real=True) → 2 * next_fast_len((frames + max(frames, sample_rate) + 1) // 2)": "another fast length with the same room",
+    "loudness.py true_peak_db: flat.abs().amax(-1) → flat.abs().amax(1)": TWO_DIMENSIONS,
+    "loudness.py _gated.mean_where: mask.sum(-1).clamp → mask.sum(1).clamp": TWO_DIMENSIONS,
+    "loudness.py loudness_reference: power.mean() if len(power) else 0.0 → power.mean() if len(power) else 1.0": "where no block has passed the absolute gate, none is left for the relative one",
+    "loudness.py _block_power: torch.nn.functional.pad(as_double(torch.einsum('bct,c->bt', weighted.square(), weights)).cumsum(-1), (1, 0)) → torch.nn.functional.pad(as_double(torch.einsum('bct,c->bt', weighted.square(), weights)).cumsum(-1), (1, 1))":
+        "blocks end with the sound: a zero behind it is not read",
+    "loudness.py _highest: part.device.type == 'cpu' → part.device.type == ''": "all windows are looked at, not only those that could matter",
+    "loudness.py PeakMeter.push: len(self._matrix) - STEP + 1 → len(self._matrix) - STEP + 2": "64 and 65 have the same half, rounded down",
+    "loudness.py LoudnessMeter.highest: np.convolve(self._energy, np.ones(tenths), 'valid').max → np.convolve(self._energy, np.ones(tenths)).max": "a part of a window holds no more energy than a whole one around it",
+    "loudness.py _k_taps: 2 * sample_rate → 3 * sample_rate": "a finer grid, on which the same taps have rung out too",
+    "metrics.py _mono_16k: x.detach().mean(-2).reshape → x.detach().sum(-2).reshape": "PESQ brings both sounds to one level itself",
 }
 
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Div, ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.LShift: ast.RShift, ast.RShift: ast.LShift,

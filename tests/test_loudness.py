@@ -3,10 +3,10 @@ import numpy as np
 import pyloudnorm
 import pytest
 import torch
-from scipy.signal import sosfreqz
+from scipy.signal import sosfreqz, windows
 
 from timbre_palette.audio import PaletteError
-from timbre_palette.loudness import (Leveller, LoudnessMeter, PeakMeter, _between, at_peak, channel_weights, integrated_loudness, k_weighting_sos, loudness_reference, measure, peak_envelope,
+from timbre_palette.loudness import (Leveller, LoudnessMeter, PeakMeter, _between, _interpolator, at_peak, channel_weights, integrated_loudness, k_weighting_sos, loudness_reference, measure, peak_envelope,
                                      running_loudness, true_peak_db)
 
 RATES = (8000, 16000, 22050, 44100, 48000, 88200, 96000, 192000)
@@ -311,3 +311,11 @@ def test_two_numbers():
     samples = stereo((-20, 1), (-26, 0.5)).astype(np.float64)
     loudness, peak = measure(samples, 48000)
     assert loudness == pytest.approx(pyloudnorm.Meter(48000).integrated_loudness(samples.T), abs=1e-3) and peak == pytest.approx(-20, abs=0.05)
+
+
+@pytest.mark.parametrize("oversample", (2, 8))
+def test_the_interpolator_is_a_sinc_in_scipys_kaiser_window(oversample):
+    long = windows.kaiser(2 * 32 * oversample + 1, 9) * np.sinc(np.arange(-32 * oversample, 32 * oversample + 1) / oversample)
+    for phase, filters in enumerate(_interpolator(oversample), 1):
+        assert np.allclose(filters, long[phase::oversample][::-1][:64], atol=1e-6)
+    assert _interpolator(oversample).shape == (oversample - 1, 64)
