@@ -72,6 +72,8 @@ EQUIVALENT = {
     "loudness.py PeakMeter.push: len(self._matrix) - STEP + 1 → len(self._matrix) - STEP + 2": "64 and 65 have the same half, rounded down",
     "loudness.py LoudnessMeter.highest: np.convolve(self._energy, np.ones(tenths), 'valid').max → np.convolve(self._energy, np.ones(tenths)).max": "a part of a window holds no more energy than a whole one around it",
     "loudness.py _k_taps: 2 * sample_rate → 3 * sample_rate": "a finer grid, on which the same taps have rung out too",
+    "effects/reverb.py convolve: True → False": "another fast length with the same room",
+    "effects/plugins.py _Renderer.__call__: max(0, 16 - item.shape[1]) → max(0, 16 + item.shape[1])": "more zeros behind the sound, which are cut off again",
     "metrics.py _mono_16k: x.detach().mean(-2).reshape → x.detach().sum(-2).reshape": "PESQ brings both sounds to one level itself",
 }
 
@@ -490,7 +492,7 @@ def try_module(module, arguments, results, out, folder):
 
     def job(mutant):
         name, path, tree = trees[mutant.file]
-        return name, path, mutated(tree, mutant), stages_of(name, module), max(20, 3 * usual[name])
+        return name, path, mutated(tree, mutant), stages_of(name, module), max(60, 5 * usual[name])
 
     for k, (n, outcome, by, seconds) in enumerate(several([lambda mutant=mutant: job(mutant) for mutant in todo], arguments.workers, folder)):
         mutant = todo[n]
