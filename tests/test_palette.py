@@ -3,9 +3,10 @@ import numpy as np
 import pyloudnorm
 import pytest
 import torch
-from scipy.signal import butter, lfilter, sosfilt
+from scipy.signal import butter, istft, lfilter, sosfilt, stft
 
-from timbre_palette.anchors import REFERENCE_STAGES, STAGES, STYLES, palette, palette_reference
+from timbre_palette.anchors import (REFERENCE_STAGES, STAGES, STYLES, layeredness, layeredness_reference, layeredness_stft, layeredness_stft_reference, normalise_style, palette,
+                                    palette_reference, palette_stages, stage_strengths, warmth_stft_reference)
 from timbre_palette.audio import PaletteError
 from timbre_palette.synth import demo_clip
 
@@ -156,3 +157,126 @@ def test_references_and_batched_forms_stand_in_pairs():
         palette(torch.zeros(1, 1, 10), 44100, [1, 0, 0], variant="wavelet")
     with pytest.raises(PaletteError, match="between 0 and 1"):
         palette(torch.zeros(1, 1, 10), 44100, [1, 0, 0], amount=1.5)
+
+
+# --- the variants on short-time spectra, and what is left out
+
+def short_time(x, gain_db):
+    "Samples `(channels, time)` with a gain by spectrum, by SciPy's own transform, in which a full-scale sine is 1 high."
+    spectra = stft(np.pad(x, ((0, 0), (2048, 2048))), window="hann", nperseg=2048, noverlap=1536)[2]
+    return istft(spectra * 10 ** (gain_db(2 * np.abs(spectra)) / 20), window="hann", nperseg=2048, noverlap=1536)[1][:, 2048:2048 + x.shape[1]]
+
+
+def curves(rate):
+    "Gain in dB of the bell and of the tilt on the grid of the short-time spectra."
+    hz = np.fft.rfftfreq(2048, 1 / rate)
+    omega = 2 * np.pi * 150 / rate
+    alpha, a, z = np.sin(omega) / 2, 10 ** (7 / 40), np.exp(-2j * np.pi * hz / rate)
+    bell = (1 + alpha * a - 2 * np.cos(omega) * z + (1 - alpha * a) * z ** 2) / (1 + alpha / a - 2 * np.cos(omega) * z + (1 - alpha / a) * z ** 2)
+    return 20 * np.log10(np.abs(bell))[:, None], -1.5 * np.log2(np.maximum(hz, 20) / 1000)[:, None]
+
+
+def complementary(rate):
+    "Gain in dB of the complementary equaliser: 3, 3, 2, 2 and 1 dB at most in octaves about 177 Hz to 2.8 kHz, less by 20 times how strong they are, and linear in octaves between."
+    hz = np.fft.rfftfreq(2048, 1 / rate)
+    middles = np.array([1000 / 2 ** 2.5, 1000 / 2 ** 1.5, 1000 / 2 ** 0.5, 1000 * 2 ** 0.5, 1000 * 2 ** 1.5])
+
+    def gain_db(spectra):
+        gains = np.zeros_like(spectra)
+        for middle, most in zip(middles, (3, 3, 2, 2, 1)):
+            inside = (hz > middle / 2 ** 0.5) & (hz < middle * 2 ** 0.5)
+            near = np.clip(1 - np.abs(np.log2(np.maximum(hz, 1e-9) / middle)), 0, 1)
+            gains = gains + near[:, None] * most * np.maximum(0, 1 - 20 * spectra[:, inside].mean(1, keepdims=True))
+        return gains
+    return gain_db
+
+
+@pytest.mark.parametrize("strength", (0.4, 1.0))
+@pytest.mark.parametrize("rate", (22050, 44100))
+def test_the_short_time_anchors_are_written_out(rate, strength):
+    x = 0.3 * demo_clip(rate)[:, :40000].astype(float)
+    bell, tilt = curves(rate)
+    full = short_time(x, lambda spectra: strength * bell)
+    warm_db = complementary(rate)
+    loud = x * 10 ** (strength * (-14 - pyloudnorm.Meter(rate).integrated_loudness(x.T)) / 20)
+    expected = ((1 - strength) * full + strength * np.tanh(full), short_time(x, lambda spectra: strength * warm_db(spectra)), short_time(loud, lambda spectra: strength * tilt))
+    for reference, stage, wanted in zip(REFERENCE_STAGES["stft"], STAGES["stft"], expected):
+        assert np.abs(reference(x, rate, strength) - wanted).max() < 1e-6
+        assert np.abs(stage(torch.tensor(x[None]), rate, strength)[0].numpy() - wanted).max() < 1e-6
+    assert np.abs(warmth_stft_reference(x, rate, strength) - x).max() > 1e-3  # its bands are not all full
+
+
+def test_quiet_and_loud_bands_of_the_complementary_equaliser():
+    "A quiet sine at the middle of a band gets its whole gain, a loud one in a narrow band none; below 88 Hz and above 5.7 kHz nothing happens."
+    time = np.arange(20000) / 44100
+    for level, hz, gain_db in ((1e-4, 1000 / 2 ** 2.5, 3), (0.9, 1000 / 2 ** 2.5, 0), (1e-4, 1000 * 2 ** 1.5, 1), (1e-4, 60, 0), (1e-4, 8000, 0)):
+        sine = level * np.sin(2 * np.pi * hz * time)[None]
+        change = 20 * np.log10(np.std(warmth_stft_reference(sine, 44100)[:, 4000:-4000]) / np.std(sine[:, 4000:-4000]))
+        assert abs(change - gain_db) < 0.15, (level, hz)
+
+
+def test_what_is_left_out_is_the_whole_effect():
+    x = 0.2 * demo_clip(22050)[:, 5000:17000]
+    batch = torch.tensor(x[None])
+    for variant in STAGES:
+        for reference, stage in zip(REFERENCE_STAGES[variant], STAGES[variant]):
+            assert np.array_equal(reference(x, 22050), reference(x, 22050, 1.0)) and torch.equal(stage(batch, 22050), stage(batch, 22050, 1.0))
+        weights = [1, 2, 3]
+        assert torch.equal(palette(batch, 22050, weights, variant=variant), palette(batch, 22050, weights, 1.0, variant))
+        assert np.array_equal(palette_reference(x, 22050, weights, variant=variant), palette_reference(x, 22050, weights, 1.0, variant))
+    assert torch.equal(palette(batch, 22050, weights), palette(batch, 22050, weights, 1.0, "exact"))
+    assert np.array_equal(palette_reference(x, 22050, weights), palette_reference(x, 22050, weights, 1.0, "exact"))
+    assert stage_strengths([1, 1, 2]).tolist() == [0.25, 0.25, 0.5] and not np.allclose(layeredness_reference(x, 22050), layeredness_reference(x, 22050, causal=True))
+    assert torch.equal(layeredness(batch, 22050), layeredness(batch, 22050, causal=False))
+
+
+def test_strengths_of_zero_change_nothing_in_the_references_either():
+    x = demo_clip(22050)[:, :4000]
+    for reference in REFERENCE_STAGES["exact"] + REFERENCE_STAGES["causal"]:
+        assert np.array_equal(reference(x, 22050, 0.0), x) and reference(x, 22050, 0.0).dtype == np.float64
+    assert palette_reference(x, 22050, [1, 0, 0], 0.0).dtype == np.float64
+
+
+def test_weights_and_amounts_at_their_edges():
+    assert normalise_style([1e308, 1e308, 0]).tolist() == [0.5, 0.5, 0] and normalise_style([5e-324, 0, 0]).tolist() == [1, 0, 0]
+    assert normalise_style([[2, 0, 0], [0, 1, 3]]).tolist() == [[1, 0, 0], [0, 0.25, 0.75]]
+    assert stage_strengths([1, 0, 0], 0.0).tolist() == [0, 0, 0] and stage_strengths([1, 0, 0], 1).tolist() == [1, 0, 0]
+    assert stage_strengths([3, 1], 0.5, ("a", "b")).tolist() == [0.375, 0.125]
+    for weights in ([[1, 0, 0], [0, 0, 0]], [0, 0, 0], [1, np.inf, 0], [-1e-9, 1, 1], [1, 1, 1, 1], 1.0):
+        with pytest.raises(PaletteError):
+            normalise_style(weights)
+    for amount in (-1e-9, 1 + 1e-9, np.nan, [0.5, 1.1]):
+        with pytest.raises(PaletteError):
+            stage_strengths([1, 0, 0], amount)
+
+
+def test_quiet_clips_and_silence_are_not_raised():
+    "Below −70 LUFS there is no loudness to correct: only the tilt is left."
+    hiss = np.random.default_rng(0).standard_normal((1, 30000))
+    for level, raised in ((1e-5, False), (1e-3, True)):
+        x = level * hiss
+        for reference, stage in zip((layeredness_reference, layeredness_stft_reference), (layeredness, layeredness_stft)):
+            for y in (reference(x, 44100), stage(torch.tensor(x[None]), 44100)[0].numpy()):
+                assert (np.std(y) > 10 * level) == raised
+    stages = palette_stages(44100, [0, 0, 1])
+    for lufs, gain in ((-70.0, 10 ** (56 / 20)), (-70.01, 1), (-np.inf, 1), (-14.0, 1)):
+        stages[0].hold(lufs)
+        assert torch.allclose(stages[0](torch.ones(1, 10)), torch.full((1, 10), float(gain)))
+
+
+@pytest.mark.parametrize("causal", (False, True))
+def test_stages_for_blocks_are_the_blend(causal):
+    rate, x = 22050, 0.5 * demo_clip(22050)
+    for weights, amount, count in (([1, 0, 0], 0.6, 2), ([0, 1, 0], 0.6, 1), ([0, 0, 1], 0.6, 2), ([2, 1, 1], 1.0, 5)):
+        stages, y, late = palette_stages(rate, weights, amount, causal), torch.tensor(x), 0
+        assert len(stages) == count
+        for stage in stages:
+            if hasattr(stage, "hold"):
+                stage.hold(pyloudnorm.Meter(rate).integrated_loudness(y[:, late:].numpy().T))
+            delay = getattr(stage, "latency", 0)
+            assert delay == (0 if causal or not hasattr(stage, "taps") else delay)
+            y, late = stage(torch.nn.functional.pad(y, (0, delay))), late + delay
+        assert late == (round(0.5 * rate) if weights[2] and not causal else 0)
+        assert np.abs(y[:, late:].numpy() - palette_reference(x, rate, weights, amount, "causal" if causal else "exact")).max() < 1e-3
+    assert len(palette_stages(rate, [1, 1, 1])) == len(palette_stages(rate, [1, 1, 1], 1.0, False)) == 5
+    assert palette_stages(rate, [0, 0, 1])[-1].latency == 11025

@@ -49,9 +49,9 @@ class RelativeLoss(StableLoss):
     `forward(output, target)`, both `(batch, channels, time)`, gives a scalar. A target of silence counts as one of −120 dBFS.
     """
     def forward(self, output, target):
-        output, target = output.float().flatten(1), target.float().flatten(1)
-        magnitudes = [stft_magnitude(signal, self.n_fft, self.hop, self.window).flatten(1) for signal in (output, target)]
-        wave, spectrum = ((y - t).abs().mean(1) / t.abs().mean(1).clamp(min=1e-6) for y, t in ((output, target), magnitudes))
+        output, target = output.float(), target.float()
+        magnitudes = [stft_magnitude(signal, self.n_fft, self.hop, self.window) for signal in (output, target)]  # of each channel by itself
+        wave, spectrum = ((y - t).abs().flatten(1).mean(1) / t.abs().flatten(1).mean(1).clamp(min=1e-6) for y, t in ((output, target), magnitudes))
         return (wave + self.weight * spectrum).mean()
 
 # %% ../nbs/08_losses.ipynb #error-loss

@@ -253,7 +253,7 @@ def _windows(x, length):
     reach = length - STEP + 1
     return torch.nn.functional.pad(x, (reach // 2 - 1, reach // 2 + -x.shape[-1] % STEP)).unfold(-1, length, STEP)
 
-def _between(x, oversample=8, chunk=1 << 12):
+def _between(x, oversample, chunk=1 << 12):
     "Yields the points between samples of signals `(signals, time)`, `(signals, samples, oversample - 1)` at a time; zeros follow the end."
     matrix = _matrix(x, oversample)
     for part in _windows(x, len(matrix)).split(chunk, 1):  # bounded memory, whatever the length
