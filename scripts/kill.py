@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,7 +126,8 @@ class Range:
         child.start()
         child.join(after)
         if child.is_alive() and how is not None:
-            os.kill(child.pid, how)
+            with suppress(ProcessLookupError):  # it has ended just now
+                os.kill(child.pid, how)
         child.join(600)
         if child.is_alive():
             child.kill()

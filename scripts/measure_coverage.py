@@ -111,7 +111,8 @@ def main():
     rows = {name.removeprefix("timbre_palette/"): one["summary"] for name, one in found["files"].items()}
     show = lambda one: {"statements": one["num_statements"], "branches": one["num_branches"], "of statements (%)": round(one["percent_statements_covered"], 1),
                         "of branches (%)": round(one["percent_branches_covered"], 1) if one["num_branches"] else 100.0}
-    kept = {"all": show(found["totals"]), "modules": {name: show(one) for name, one in sorted(rows.items()) if one["num_statements"] and not name.endswith("_modidx.py")}}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    kept = {"commit": commit, "all": show(found["totals"]), "modules": {name: show(one) for name, one in sorted(rows.items()) if one["num_statements"] and not name.endswith("_modidx.py")}}
     columns = list(kept["all"])
     print(f"| module | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for name, one in [*sorted(kept["modules"].items(), key=lambda pair: pair[1]["of branches (%)"]), ("all", kept["all"])]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from timbre_palette.audio import PaletteError
+from timbre_palette.audio import PaletteError, read_header
 from timbre_palette.checkpoint import WEIGHTS, Pretrained
 from timbre_palette.cli import main
 
@@ -119,3 +119,25 @@ def test_weights_that_are_not_numbers(tmp_path):
     save_file({**weights, name: torch.full_like(weights[name], torch.nan)}, path)
     with pytest.raises(PaletteError, match="not all finite"):
         Pretrained.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+@pytest.mark.parametrize("words", (("enhance", "song.wav", "-o", "out.wav", "--model", "dsp"), ("match", "song.wav", "-o", "whole.wav", "--settings", "some.json", "--save", "out.json"), ("figures", "song.wav", "-o", "out.wav")), ids=lambda words: words[0])
+def test_a_pipe_is_not_replaced_by_a_file(words, tmp_path, capsys, monkeypatch):
+    "As `/dev/null` would be, where the user may."
+    monkeypatch.chdir(tmp_path)
+    fuzz.soundfile.write("song.wav", np.zeros((3000, 1)), 44100)
+    (tmp_path / "some.json").write_text(json.dumps(fuzz.SETTINGS))
+    out = next(word for word in words if word.startswith("out."))
+    os.mkfifo(out)
+    one_line(capsys, *words)
+    assert (tmp_path / out).is_fifo() and not (tmp_path / "whole.wav").exists()
+
+
+def test_rates_that_nothing_is_recorded_at(tmp_path, capsys):
+    for rate in (1, 7, 999, 1_000_001):
+        path = tmp_path / f"{rate}.wav"
+        fuzz.soundfile.write(path, np.zeros((100, 1)), rate)
+        assert "header is damaged" in one_line(capsys, "enhance", str(path), "-o", str(tmp_path / "out.wav"))
+        with pytest.raises(PaletteError):
+            read_header(path)

@@ -372,12 +372,14 @@ def read_header(path):
 def atomic_path(path):
     """A temporary path in the folder of `path`: renamed to `path` if the block succeeds, removed if not.
 
-    Raises `PaletteError` where the operating system refuses the file.
+    Raises `PaletteError` where the operating system refuses the file, or something else than a file is there.
     """
     path = Path(path)
     temporary = path.parent / f".{secrets.token_hex(8)}.part"
     try:
         yield temporary
+        if path.exists() and not path.is_file():
+            raise OSError("what is there is not a regular file")
         if path.exists():
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
@@ -488,12 +490,14 @@ CONTAINERS = {  # by suffix, what can be written
 def check_output(path, channels=None, sample_rate=None):
     """The `Container` that `path` asks for by its suffix; called before a long job, so that it cannot end in a refusal.
 
-    Raises `PaletteError` if the suffix is unknown, the path is a folder, its folder is missing,
+    Raises `PaletteError` if the suffix is unknown, the path is a folder or not a regular file, its folder is missing,
     either may not be written to, or the container cannot hold `channels` or `sample_rate` (Hz).
     """
     path = Path(path)
     if path.is_dir():
         raise PaletteError(f"{path}: is a folder; name the output file, for example {path / 'song.wav'}")
+    if path.exists() and not path.is_file():
+        raise PaletteError(f"{path}: is not a regular file, and is not replaced by one; choose another output")
     container = CONTAINERS.get(path.suffix.lower())
     if container is None:
         raise PaletteError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; use {', '.join(CONTAINERS)}")

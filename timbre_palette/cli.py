@@ -444,7 +444,7 @@ MATCH_STAGES = {"listening": (0, 10), "refining": (10, 50), "reading": (50, 65),
 def _check_beside(path, *suffixes):
     "Raises `PaletteError` for a file beside the sound that could not be written."
     from timbre_palette.audio import PaletteError
-    if path is not None and (Path(path).suffix not in suffixes or Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK)):
+    if path is not None and (Path(path).suffix not in suffixes or Path(path).exists() and not Path(path).is_file() or not os.access(Path(path).parent, os.W_OK)):
         raise PaletteError(f"{path}: cannot be written; name a file that ends in {' or '.join(suffixes)}, in a folder that is there")
 
 def _check_match(options):

@@ -383,7 +383,10 @@ class Experiments:
         splits = load_splits(self.data)
         heard = {name: describe_tracks(splits[name]) for name in ("train", "val")}
         for path, unit, seed in found:
-            unpack_unit(read_json(path), self.folder, unit, seed, self.budget, heard)
+            try:
+                unpack_unit(read_json(path), self.folder, unit, seed, self.budget, heard)
+            except (LookupError, TypeError, AttributeError) as error:
+                raise PaletteError(f"{path}: is damaged, or was kept of something else ({type(error).__name__}: {' '.join(str(error).split())[:80]})") from None
 
     def jobs(self, numbers=NUMBERS, device="auto"):
         "What the tables `numbers` need: a list of pairs, what it is and a function of `progress(done, total)`, which does nothing where it has been done."
