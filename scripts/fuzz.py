@@ -30,9 +30,6 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent))
-from kill import contents
-
 GIGABYTE = 2 ** 30
 REAL = 25  # one of so many cases runs the installed command
 MARK = "executed"  # the file that hostile code would write
@@ -259,7 +256,7 @@ LONG = 255  # bytes that a name may have
 
 
 def strange_place(draw, here):
-    x, name, code, extra = sound(draw, 3000, 1), "song.wav", 0, ()
+    x, name, code = sound(draw, 3000, 1), "song.wav", 0
     how = draw.choice(["unicode", "half a character", "long", "dash", "line break", "escape", "link", "dangling", "circle", "pipe", "folder", "device", "no folder", "out is a folder", "out is the song", "out is too long", "out links to the song",
                        "out is a pipe", "out is there", "unknown suffix", "spaces", "a hundred folders deep", "no suffix", "a glob", "null"])
     song, out, outputs = here / name, "out.wav", None
@@ -322,7 +319,7 @@ def strange_place(draw, here):
         words, made = ("info", name), ()
     heard = words[0] in ("enhance", "info") and how not in ("a glob", "half a character")
     wanted = None if not heard or None in (code, out_code) or how == "folder" else max(code, out_code if made else 0)
-    return Case("strange place", how, words + extra, made if outputs is None else outputs, wanted, 3000 if wanted == 0 and words[0] == "enhance" else None, 3 if how == "folder" else 1)
+    return Case("strange place", how, words, made if outputs is None else outputs, wanted, 3000 if wanted == 0 and words[0] == "enhance" else None, 3 if how == "folder" else 1)
 
 
 def folder_of_songs(draw, here):
@@ -380,7 +377,7 @@ def copied_weights(draw, here):
     if words[0] != "call":
         t = np.arange(22050) / RATE
         soundfile.write(here / "song.wav", 0.3 * np.sin(2 * np.pi * 900 * t + 3 * np.sin(30 * t)), RATE)
-    return name, words, words[3:4] if words[0] != "export" else words[1:2] if words[0] == "export" else ()
+    return name, words
 
 
 def outputs_of(words):
@@ -389,7 +386,7 @@ def outputs_of(words):
 
 
 def card(draw, here):
-    name, words, _ = copied_weights(draw, here)
+    name, words = copied_weights(draw, here)
     path = here / "model" / "card.json"
     described = json.loads(path.read_text(encoding="utf-8"))
     way = draw.random()
@@ -423,7 +420,7 @@ SHAPES = ([], [0], [-1], [2 ** 62], [2 ** 31, 2 ** 31], [10 ** 11], [1] * 100, [
 
 
 def tensors(draw, here):
-    name, words, _ = copied_weights(draw, here)
+    name, words = copied_weights(draw, here)
     path = here / "model" / "model.safetensors"
     data = altered_tensors(draw, path.read_bytes())
     path.write_bytes(data[0])
@@ -471,7 +468,7 @@ def make_run(folder):
     draw = random.Random(0)
     for n in range(3):
         soundfile.write(folder / "songs" / f"{n}.wav", sound(draw, 44100, 1), RATE)
-    child = fork(lambda: ran(("train", *TRAIN), folder, folder / "log"), ())
+    child = fork(lambda: ran(("train", *TRAIN), folder, folder / "log"))
     os.waitpid(child, 0)
     if not (folder / "run" / "state.safetensors").is_file():
         sys.exit(f"no run could be made: {(folder / 'log.err').read_text()}")
@@ -545,7 +542,8 @@ def call(name, path):
     try:
         readers()[name](path)
     except PaletteError as error:
-        sys.stderr.write(f"timbre-palette: {str(error)}\n".replace("\r", "\\r") if str(error).count("\n") == 0 or "\n" in path else f"{error}\n")
+        text = str(error).replace(path, path.replace("\n", "\\n").replace("\r", "\\r"))  # as the command shows a name
+        sys.stderr.write(f"timbre-palette: {text}\n")
         return 2
     return 0
 
@@ -576,7 +574,7 @@ def ran(words, here, log):
     os._exit(code if isinstance(code, int) else 1)
 
 
-def fork(work, _):
+def fork(work):
     "The process id of a copy of this process that does `work`, in a session of its own."
     child = os.fork()
     if child:
@@ -629,7 +627,7 @@ def faults(case, code, printed, said, before, here, seconds, memory, limit):
     wrong += [f"{name!r} was changed" for name in before if not mine(name) and after.get(name) != before[name]]
     wrong += [f"{name!r} was left" for name in after if name not in before and not mine(name)]
     wrong += [f"an unfinished file was left: {name!r}" for name in after if name not in before and name.endswith(b".part")]
-    files = [name for name in after if mine(name) and after[name] not in ("folder",) and after[name] != before.get(name)]
+    files = [name for name in after if mine(name) and after[name] != "folder" and after[name] != before.get(name)]
     if code != 0 and case.lines == 1 and case.kind not in ("training state", "kept results"):
         wrong += [f"{name!r} was written in spite of an error" for name in files]
     if code == 0 and case.words[0] in ("enhance", "match", "transfer") and case.lines == 1 and case.outputs and not files:
@@ -708,7 +706,7 @@ class Range:
             with open(f"{log}.out", "wb") as out, open(f"{log}.err", "wb") as err:
                 pid = subprocess.Popen([self.command, *case.words], cwd=here, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True).pid
         else:
-            pid = fork(lambda: ran(case.words, here, log), ())
+            pid = fork(lambda: ran(case.words, here, log))
         self.running[pid] = [number, case, here, log, before, time.monotonic(), 0, self.idle_command if real else self.idle, real]
 
     def ended(self):
