@@ -762,6 +762,18 @@ def attack(numbers, seed=0, workers=2, limit=120.0, seconds=None, real=True, pro
     return counts, commands, failures
 
 
+def add_to(path, seed, numbers, counts, commands, failures):
+    "Add a part, the cases of `numbers` from one to another, to those of the same seed in a file: counts and failures of all of them. Cases that are there already begin the file anew."
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if there.get("seed") != seed or any(numbers[0] < last and first < numbers[1] for first, last in there["numbers"]):
+        there = {"numbers": [], "counts": {}, "commands": {}, "failures": []}
+    counts = counts + Counter({tuple(name.rsplit(": ", 1)): number for name, number in there["counts"].items()})
+    commands, failures = commands + Counter(there["commands"]), there["failures"] + failures
+    whole = {"seed": seed, "numbers": sorted([*there["numbers"], numbers]), "counts": {f"{kind}: {outcome}": number for (kind, outcome), number in sorted(counts.items())}, "commands": dict(commands), "failures": failures}
+    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    return counts, commands, failures
+
+
 def table(counts, commands):
     "Counts as a table in Markdown."
     columns = ("a result", "one line", "failed")
@@ -780,7 +792,7 @@ def main():
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--limit", type=float, default=120.0, metavar="SECONDS", help="for a case (default: %(default)g)")
     parser.add_argument("--only", type=int, nargs="+", metavar="NUMBER", help="these cases, and what came of them")
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE.json", help="counts and failures")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE.json", help="counts and failures; those of other numbers of the seed that are in it are added, so a run can be made in parts")
     options = parser.parse_args()
     numbers = options.only or range(options.first, options.first + options.cases)
     with tqdm(total=len(numbers), disable=None) as bar:
@@ -791,9 +803,9 @@ def main():
                 bar.clear()
                 print(f"{number}: {case.kind}, {case.what}: {' '.join(case.words)[:200]!a}\n   {wrong or [code, said]}", flush=True)
         counts, commands, failures = attack(numbers, options.seed, options.workers, options.limit, options.seconds, progress=progress)
-    print(table(counts, commands))
     if options.out:
-        options.out.write_text(json.dumps({"seed": options.seed, "counts": {f"{kind}: {outcome}": n for (kind, outcome), n in sorted(counts.items())}, "commands": dict(commands), "failures": failures}, indent=1) + "\n", encoding="utf-8")
+        counts, commands, failures = add_to(options.out, options.seed, [options.first, options.first + sum(counts.values())], counts, commands, failures)
+    print(table(counts, commands))
     sys.exit(bool(failures))
 
 

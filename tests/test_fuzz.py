@@ -141,3 +141,12 @@ def test_rates_that_nothing_is_recorded_at(tmp_path, capsys):
         assert "header is damaged" in one_line(capsys, "enhance", str(path), "-o", str(tmp_path / "out.wav"))
         with pytest.raises(PaletteError):
             read_header(path)
+
+
+def test_parts_of_a_run_are_added(tmp_path):
+    out, count = tmp_path / "found.json", lambda n: (fuzz.Counter({("card", "one line"): n}), fuzz.Counter({"one line": 1}), [])
+    assert fuzz.add_to(out, 0, [0, 5], *count(5))[0] == {("card", "one line"): 5}
+    assert fuzz.add_to(out, 0, [5, 9], *count(4))[:2] == ({("card", "one line"): 9}, {"one line": 2})
+    assert json.loads(out.read_text())["numbers"] == [[0, 5], [5, 9]]
+    assert fuzz.add_to(out, 0, [4, 6], *count(2))[0] == {("card", "one line"): 2}  # again, so anew
+    assert fuzz.add_to(out, 1, [6, 8], *count(2))[0] == {("card", "one line"): 2}  # another seed
