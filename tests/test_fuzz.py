@@ -150,3 +150,11 @@ def test_parts_of_a_run_are_added(tmp_path):
     assert json.loads(out.read_text())["numbers"] == [[0, 5], [5, 9]]
     assert fuzz.add_to(out, 0, [4, 6], *count(2))[0] == {("card", "one line"): 2}  # again, so anew
     assert fuzz.add_to(out, 1, [6, 8], *count(2))[0] == {("card", "one line"): 2}  # another seed
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("frames", (1, 2, 3, 100))
+@pytest.mark.parametrize("rate", (1000, 44100, 999999))
+def test_a_few_samples_have_a_spectrum(frames, rate, tmp_path, capsys):
+    fuzz.soundfile.write(tmp_path / "song.wav", np.full((frames, 6), 0.1), rate, subtype="FLOAT")
+    assert main(["info", str(tmp_path / "song.wav")]) == 0 and f"{rate} Hz" in capsys.readouterr().out

@@ -273,6 +273,8 @@ def band_levels(samples, sample_rate):
 def upper_end_hz(samples, sample_rate, cliff_db=20.0):
     "Where the spectrum of samples `(channels, time)` falls off a cliff of `cliff_db` or more within 1 kHz, in Hz; None if nowhere."
     hz, density = _density(samples, sample_rate)
+    if len(hz) < 2 or hz[1] > 250:  # a few samples show no cliff
+        return None
     level = 10 * np.log10(np.maximum(density.mean(0), 1e-20))
     edges = np.arange(2000, 0.46 * sample_rate, 250)
     drops = [np.median(level[(hz > edge - 750) & (hz < edge - 250)]) - np.percentile(level[hz > edge + 250], 98) for edge in edges]
