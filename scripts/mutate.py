@@ -65,6 +65,8 @@ EQUIVALENT = {
     "filters.py _tilt_length: 2 * next_fast_len((frames + max(frames, sample_rate) + 1) // 2, real=True) → 2 * next_fast_len((frames + max(frames, sample_rate) + 1) // 2)": "another fast length with the same room",
     "loudness.py true_peak_db: flat.abs().amax(-1) → flat.abs().amax(1)": TWO_DIMENSIONS,
     "loudness.py _gated.mean_where: mask.sum(-1).clamp → mask.sum(1).clamp": TWO_DIMENSIONS,
+    "loudness.py _gated.mean_where: torch.where(mask, power, 0.0).sum(-1) → torch.where(mask, power, 0.0).sum(1)": TWO_DIMENSIONS,
+    "loudness.py Leveller.__call__: -1 → 1": TWO_DIMENSIONS,
     "loudness.py loudness_reference: power.mean() if len(power) else 0.0 → power.mean() if len(power) else 1.0": "where no block has passed the absolute gate, none is left for the relative one",
     "loudness.py _block_power: torch.nn.functional.pad(as_double(torch.einsum('bct,c->bt', weighted.square(), weights)).cumsum(-1), (1, 0)) → torch.nn.functional.pad(as_double(torch.einsum('bct,c->bt', weighted.square(), weights)).cumsum(-1), (1, 1))":
         "blocks end with the sound: a zero behind it is not read",
@@ -74,6 +76,7 @@ EQUIVALENT = {
     "loudness.py _k_taps: 2 * sample_rate → 3 * sample_rate": "a finer grid, on which the same taps have rung out too",
     "effects/reverb.py convolve: True → False": "another fast length with the same room",
     "effects/plugins.py _Renderer.__call__: max(0, 16 - item.shape[1]) → max(0, 16 + item.shape[1])": "more zeros behind the sound, which are cut off again",
+    "metrics.py _centroid_hz: magnitudes = _heard(x, 2048, 512).sum(-3) → magnitudes = _heard(x, 2048, 512).mean(-3)": "a centroid does not know of gain",
     "metrics.py _mono_16k: x.detach().mean(-2).reshape → x.detach().sum(-2).reshape": "PESQ brings both sounds to one level itself",
 }
 
