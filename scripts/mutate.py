@@ -60,11 +60,17 @@ TWO_DIMENSIONS = "the tensor has two dimensions, of which the last is 1"
 EQUIVALENT = {
     "losses.py LogSTFTLoss.magnitude: return stft_magnitude(x, self.n_fft, self.hop, self.window) → return stft_magnitude(x, self.n_fft, self.hop)": "the window that is made where none is given is the same",
     "filters.py finite_taps: len(taps) <= n_fft // 4 or n_fft >= 4 * longest → len(taps) <= n_fft // 4 or n_fft > 4 * longest": "taps are longest at most: where the two sides are equal, the first condition holds",
+    "filters.py finite_taps: len(taps) <= n_fft // 4 or n_fft >= 4 * longest → len(taps) < n_fft // 4 or n_fft >= 4 * longest": "one doubling more, for the same taps",
+    "filters.py tilt_reference: irfft(rfft(np.asarray(x, np.float64), n_fft) * (_causal(gain) if causal else gain), n_fft)[..., :frames] → irfft(rfft(np.asarray(x, np.float64), n_fft) * (_causal(gain) if causal else gain))[..., :frames]":
+        "the length is even, and then the one that is taken where none is given",
+    "filters.py module: PIECE = 1 << 16 → PIECE = 1 >> 16": "a convolution in shorter pieces; only the speed differs",
     "filters.py fft_filter: 2 ** math.ceil(math.log2((8 if precise else 2.5) * tail)) → 2 ** math.floor(math.log2((8 if precise else 2.5) * tail))": "blocks of another length, longer than the tail too; only the speed differs",
     "filters.py minimum_phase: torch.fft.rfft(cepstrum * fold, n).exp → torch.fft.rfft(cepstrum * fold).exp": "the cepstrum has n samples",
     "filters.py _tilt_length: 2 * next_fast_len((frames + max(frames, sample_rate) + 1) // 2, real=True) → 2 * next_fast_len((frames + max(frames, sample_rate) + 1) // 2)": "another fast length with the same room",
     "loudness.py true_peak_db: flat.abs().amax(-1) → flat.abs().amax(1)": TWO_DIMENSIONS,
     "loudness.py _gated.mean_where: mask.sum(-1).clamp → mask.sum(1).clamp": TWO_DIMENSIONS,
+    "loudness.py _gated.mean_where: torch.where(mask, power, 0.0).sum(-1) → torch.where(mask, power, 0.0).sum(1)": TWO_DIMENSIONS,
+    "loudness.py Leveller.__call__: -1 → 1": TWO_DIMENSIONS,
     "loudness.py loudness_reference: power.mean() if len(power) else 0.0 → power.mean() if len(power) else 1.0": "where no block has passed the absolute gate, none is left for the relative one",
     "loudness.py _block_power: torch.nn.functional.pad(as_double(torch.einsum('bct,c->bt', weighted.square(), weights)).cumsum(-1), (1, 0)) → torch.nn.functional.pad(as_double(torch.einsum('bct,c->bt', weighted.square(), weights)).cumsum(-1), (1, 1))":
         "blocks end with the sound: a zero behind it is not read",
@@ -72,8 +78,13 @@ EQUIVALENT = {
     "loudness.py PeakMeter.push: len(self._matrix) - STEP + 1 → len(self._matrix) - STEP + 2": "64 and 65 have the same half, rounded down",
     "loudness.py LoudnessMeter.highest: np.convolve(self._energy, np.ones(tenths), 'valid').max → np.convolve(self._energy, np.ones(tenths)).max": "a part of a window holds no more energy than a whole one around it",
     "loudness.py _k_taps: 2 * sample_rate → 3 * sample_rate": "a finer grid, on which the same taps have rung out too",
+    "anchors.py _bell_db: -2j * np.pi * np.outer(np.arange(3), np.arange(N_FFT // 2 + 1) / N_FFT) → 2j * np.pi * np.outer(np.arange(3), np.arange(N_FFT // 2 + 1) / N_FFT)":
+        "the response of real coefficients to the conjugate is the conjugate; only its magnitude is taken",
+    "effects/ballistics.py module: _BLOCK = 256 → _BLOCK = 257": "the loop's length, which only the speed depends on",
     "effects/reverb.py convolve: True → False": "another fast length with the same room",
     "effects/plugins.py _Renderer.__call__: max(0, 16 - item.shape[1]) → max(0, 16 + item.shape[1])": "more zeros behind the sound, which are cut off again",
+    "metrics.py Spectrum.push: samples[:, :0] → samples[:, 1:0]": "both are empty",
+    "metrics.py _centroid_hz: magnitudes = _heard(x, 2048, 512).sum(-3) → magnitudes = _heard(x, 2048, 512).mean(-3)": "a centroid does not know of gain",
     "metrics.py _mono_16k: x.detach().mean(-2).reshape → x.detach().sum(-2).reshape": "PESQ brings both sounds to one level itself",
 }
 

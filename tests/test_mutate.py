@@ -148,3 +148,13 @@ def test_what_the_table_names_is_there(mutate):
         assert (ROOT / stage.split()[0]).exists(), stage
     texts = {mutant.text for module in mutate.TESTS for mutant in mutate.mutants_of(module, 0)[0]}
     assert set(mutate.EQUIVALENT) <= texts  # a change of the code asks for another look
+
+
+def test_what_is_kept_is_enough(mutate):
+    "The measured shares, of two seeds: at least 85 % killed, without those that are alike."
+    kept = json.loads((ROOT / "nbs" / "results" / "data" / "mutation.json").read_text(encoding="utf-8"))
+    assert set(kept) == set(mutate.TESTS)
+    for module, seeds in kept.items():
+        for seed in ("seed 0", "seed 1"):
+            one = seeds[seed]
+            assert one["mutants"] >= 40 and one["share_without_equivalent"] >= mutate.ENOUGH and one["mutants"] - one["killed"] == len(one["survivors"]), (module, seed)
