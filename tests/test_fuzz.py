@@ -158,3 +158,11 @@ def test_parts_of_a_run_are_added(tmp_path):
 def test_a_few_samples_have_a_spectrum(frames, rate, tmp_path, capsys):
     fuzz.soundfile.write(tmp_path / "song.wav", np.full((frames, 6), 0.1), rate, subtype="FLOAT")
     assert main(["info", str(tmp_path / "song.wav")]) == 0 and f"{rate} Hz" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ("dsp", "graybox", "blackbox", "waveunet-v2"))
+def test_one_frame_at_a_high_rate(model, tmp_path):
+    "It is shorter than a frame of the rate that a network works at."
+    fuzz.soundfile.write(tmp_path / "song.wav", np.full((1, 2), 0.1), 999999, subtype="FLOAT")
+    assert main(["enhance", str(tmp_path / "song.wav"), "-o", str(tmp_path / "out.wav"), "--model", model]) == 0
+    assert fuzz.soundfile.info(tmp_path / "out.wav").frames == 1

@@ -598,11 +598,12 @@ def enough_memory(message):
 
 # %% ../nbs/00_audio.ipynb #resample
 def resample(samples, from_rate, to_rate):
-    "Samples `(channels, time)` at `from_rate` Hz as float32 at `to_rate` Hz (soxr, very high quality)."
+    "Samples `(channels, time)` at `from_rate` Hz as float32 at `to_rate` Hz (soxr, very high quality); of a frame or more, a frame or more."
     samples = np.asarray(samples, np.float32)
     if from_rate == to_rate:
         return samples
-    return np.ascontiguousarray(soxr.resample(samples.T, from_rate, to_rate, "VHQ").T)
+    resampled = np.ascontiguousarray(soxr.resample(samples.T, from_rate, to_rate, "VHQ").T)
+    return resampled if resampled.shape[1] else samples[:, :1].copy()
 
 # %% ../nbs/00_audio.ipynb #peak-db
 def peak_db(samples):
