@@ -31,7 +31,6 @@ import soundfile
 from tqdm import tqdm
 
 GIGABYTE = 2 ** 30
-REAL = 25  # one of so many cases runs the installed command
 MARK = "executed"  # the file that hostile code would write
 RATE = 44100
 
@@ -651,14 +650,14 @@ def sound_faults(here, name, case):
 
 class Range:
     "Where cases run: a folder for each, and some processes at a time."
-    def __init__(self, folder, seed, limit, real=True):
-        self.folder, self.seed, self.limit, self.real = Path(folder).resolve(), seed, limit, real
+    def __init__(self, folder, seed, limit, every=25):
+        self.folder, self.seed, self.limit, self.every = Path(folder).resolve(), seed, limit, every
         os.environ |= {"TIMBRE_PALETTE_CACHE": str(self.folder / "cache"), "TIMBRE_PALETTE_HOME": str(self.folder / "home"), "MPLBACKEND": "agg", "HF_HUB_OFFLINE": "1"}
         self.warm()
         make_run(self.folder / "base")
         self.command = Path(sys.executable).with_name("timbre-palette")
         self.running, self.idle = {}, highest_memory("self")
-        self.idle_command = self.memory_of([str(self.command), "enhance", "songs/0.wav", "-o", "out.wav"]) if real else 0
+        self.idle_command = self.memory_of([str(self.command), "enhance", "songs/0.wav", "-o", "out.wav"]) if every else 0
 
     def warm(self):
         "Import what cases need, once for all of them."
@@ -700,7 +699,7 @@ class Range:
         here = self.folder / f"case-{number}"
         here.mkdir()
         case = make_case(self.seed, number, here, self.folder / "base")
-        log, real = self.folder / f"log-{number}", self.real and number % REAL == 0 and case.words[0] != "call"
+        log, real = self.folder / f"log-{number}", self.every and number % self.every == 0 and case.words[0] != "call"
         before = snapshot(here)
         if real:
             with open(f"{log}.out", "wb") as out, open(f"{log}.err", "wb") as err:
@@ -734,12 +733,12 @@ class Range:
             os.waitpid(pid, 0)
 
 
-def attack(numbers, seed=0, workers=2, limit=120.0, seconds=None, real=True, progress=None):
-    "Run cases, for so many seconds at most: counts by (kind, outcome), those of the installed command by outcome, and failures, a list of dictionaries."
+def attack(numbers, seed=0, workers=2, limit=120.0, seconds=None, every=25, progress=None):
+    "Run cases, for so many seconds at most, one of `every` so many (0: none) by the installed command: counts by (kind, outcome), those of the installed command by outcome, and failures, a list of dictionaries."
     counts, commands, failures, begun = Counter(), Counter(), [], time.monotonic()
     left = iter(numbers)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        place, more = Range(folder, seed, limit, real), True
+        place, more = Range(folder, seed, limit, every), True
         try:
             while more or place.running:
                 while more and len(place.running) < workers:
@@ -791,6 +790,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--limit", type=float, default=120.0, metavar="SECONDS", help="for a case (default: %(default)g)")
+    parser.add_argument("--every", type=int, default=25, metavar="N", help="one of so many cases by the installed command, 0: none (default: %(default)s)")
     parser.add_argument("--only", type=int, nargs="+", metavar="NUMBER", help="these cases, and what came of them")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE.json", help="counts and failures; those of other numbers of the seed that are in it are added, so a run can be made in parts")
     options = parser.parse_args()
@@ -802,7 +802,7 @@ def main():
             if wrong or options.only:
                 bar.clear()
                 print(f"{number}: {case.kind}, {case.what}: {' '.join(case.words)[:200]!a}\n   {wrong or [code, said]}", flush=True)
-        counts, commands, failures = attack(numbers, options.seed, options.workers, options.limit, options.seconds, progress=progress)
+        counts, commands, failures = attack(numbers, options.seed, options.workers, options.limit, options.seconds, options.every, progress)
     if options.out:
         counts, commands, failures = add_to(options.out, options.seed, [options.first, options.first + sum(counts.values())], counts, commands, failures)
     print(table(counts, commands))
