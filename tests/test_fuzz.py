@@ -166,3 +166,12 @@ def test_one_frame_at_a_high_rate(model, tmp_path):
     fuzz.soundfile.write(tmp_path / "song.wav", np.full((1, 2), 0.1), 999999, subtype="FLOAT")
     assert main(["enhance", str(tmp_path / "song.wav"), "-o", str(tmp_path / "out.wav"), "--model", model]) == 0
     assert fuzz.soundfile.info(tmp_path / "out.wav").frames == 1
+
+
+def test_a_wav_of_an_unknown_codec_named_m4a(tmp_path, capsys):
+    pytest.importorskip("av", reason="PyAV is not installed (extra m4a)")
+    fuzz.soundfile.write(tmp_path / "song.wav", np.zeros((3000, 1)), 44100, subtype="PCM_16")
+    data = bytearray((tmp_path / "song.wav").read_bytes())
+    data[20:22] = b"\x34\x12"  # the tag of the format
+    (tmp_path / "song.m4a").write_bytes(data)
+    assert "song.m4a: has no audio in it that can be decoded" in one_line(capsys, "info", str(tmp_path / "song.m4a"))

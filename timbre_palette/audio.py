@@ -214,11 +214,12 @@ class _AvSource:
             raise PaletteError(f"{path}: needs PyAV to be read (pip install av); or convert the file to FLAC") from None
         self._container, self._resampler = av.open(str(path)), av.AudioResampler(format="fltp")
         self.close = self._container.close
-        if not self._container.streams.audio:
+        known = [stream for stream in self._container.streams.audio if stream.codec_context is not None]
+        if not known:
             self.close()
-            raise PaletteError(f"{path}: has no audio in it")
-        self._stream = self._container.streams.audio[0]
-        self.sample_rate, self.channels, self.frames, self.subtype = self._stream.rate, self._stream.channels, None, "AAC"
+            raise PaletteError(f"{path}: has no audio in it that can be decoded")
+        self._stream = known[0]
+        self.sample_rate, self.channels, self.frames, self.subtype = self._stream.rate or 0, self._stream.channels, None, "AAC"
         self.tags = {key: value for key, value in self._container.metadata.items() if key in TAGS and value}
         self._indexed = "mp4" in self._container.format.name and bool(self._stream.duration)  # raw AAC has neither a length nor places to go to
         self.stated = round(float(self._stream.duration * self._stream.time_base) * self.sample_rate) if self._indexed else None  # frames, by the header
