@@ -99,7 +99,7 @@ def test_kept_results_that_are_not_text(tmp_path, capsys):
     assert "tcn-0.json: cannot be read" in one_line(capsys, "tables", "--write", "--tables", "5", "--budget", "cpu", "--kept", str(tmp_path / "kept"), "-o", str(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("arguments", ({"width": 10 ** 6, "depth": 4}, {"width": 4, "depth": 10 ** 9}, {"width": 10 ** 12}, {"width": [], "depth": {}}, {"version": {}}, []), ids=str)
+@pytest.mark.parametrize("arguments", ({"width": 10 ** 6, "depth": 4}, {"width": 4, "depth": 10 ** 9}, {"width": 10 ** 12}, {"width": [], "depth": {}}, {"version": {}}, {"styles": 0, "depth": 0, "width": 0}, []), ids=str)
 def test_a_card_that_asks_for_more_than_its_weights_are(arguments, tmp_path):
     shutil.copytree(WEIGHTS / "waveunet-v2", tmp_path / "model")
     card = json.loads((tmp_path / "model" / "card.json").read_text(encoding="utf-8"))

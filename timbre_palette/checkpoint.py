@@ -105,6 +105,8 @@ def _no_larger_than(elements):
             return
         left["parts"] -= 1
         left["elements"] -= value.numel() if isinstance(value, torch.Tensor) else 0
+        if isinstance(value, nn.Parameter) and not value.numel():
+            raise ValueError("its card describes a part without weights")
         if min(left.values()) < 0:
             raise ValueError("its card describes a larger model than its weights are")
 
