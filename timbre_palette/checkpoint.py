@@ -96,7 +96,7 @@ def _check_numbers(value):
 
 @contextmanager
 def _no_larger_than(elements):
-    "Raises a ValueError in whatever builds a module within the block, once that holds more than so many elements: a damaged card can ask for more than fits into memory."
+    "Raises a ValueError in whatever builds a module within the block, once that holds more than so many elements, or a parameter without any: a damaged card can ask for more than fits into memory, or for nothing."
     thread, left = threading.get_ident(), {"elements": elements + _SPARE, "parts": _PARTS}
 
     def count(module, name, value):
