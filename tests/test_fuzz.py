@@ -15,6 +15,7 @@ from timbre_palette.audio import PaletteError, read_header
 from timbre_palette.checkpoint import WEIGHTS, Pretrained
 from timbre_palette.cli import main
 
+pytest.importorskip("resource", reason="processes cannot be limited on this system")
 ROOT = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location("fuzz", ROOT / "scripts" / "fuzz.py")
 sys.path.insert(0, str(ROOT / "scripts"))
