@@ -200,7 +200,7 @@ def altered_json(draw, value):
             "twice": json.dumps(value).encode()[:-1] + b', "model": "GrayBox", "model": "BlackBox", "settings": {}}'}[how], how
 
 
-# Kinds of cases. Each writes its files into the folder `here` and returns a `Case`.
+# Kinds of cases. Each writes its files into the folder `here` and returns a `Case`; `base` is a folder of `make_run`.
 
 def listener(draw, name, out="out.wav"):
     "A command that hears a file, `(words, outputs)`; cheap ones come more often."
@@ -212,7 +212,7 @@ def listener(draw, name, out="out.wav"):
     return draw.choices([way for _, way in ways], [weight for weight, _ in ways])[0]
 
 
-def damaged_sound(draw, here):
+def damaged_sound(draw, here, base):
     data, container = encoded(draw)
     data, how = damaged(draw, data)
     name = "song" + (SUFFIXES.get(container, ".wav") if draw.random() < 0.9 else draw.choice([".wav", ".mp3", ".m4a", ".ogg", ".flac"]))
@@ -235,7 +235,7 @@ CONTENTS = {  # samples of one channel, and the exit code that is right
 }
 
 
-def strange_sound(draw, here):
+def strange_sound(draw, here, base):
     how = draw.choice(list(CONTENTS))
     change, code = CONTENTS[how]
     x = change(draw, sound(draw, channels=1)[:, 0])
@@ -254,7 +254,7 @@ def strange_sound(draw, here):
 LONG = 255  # bytes that a name may have
 
 
-def strange_place(draw, here):
+def strange_place(draw, here, base):
     x, name, code = sound(draw, 3000, 1), "song.wav", 0
     how = draw.choice(["unicode", "half a character", "long", "dash", "line break", "escape", "link", "dangling", "circle", "pipe", "folder", "device", "no folder", "out is a folder", "out is the song", "out is too long", "out links to the song",
                        "out is a pipe", "out is there", "unknown suffix", "spaces", "a hundred folders deep", "no suffix", "a glob", "null"])
@@ -321,7 +321,7 @@ def strange_place(draw, here):
     return Case("strange place", how, words, made if outputs is None else outputs, wanted, 3000 if wanted == 0 and words[0] == "enhance" else None, 3 if how == "folder" else 1)
 
 
-def folder_of_songs(draw, here):
+def folder_of_songs(draw, here, base):
     (here / "songs").mkdir()
     for n in range(draw.choice([1, 3])):
         data, container = encoded(draw)
@@ -341,7 +341,7 @@ def folder_of_songs(draw, here):
 SETTINGS = {"about": {"reference": "x"}, "settings": {"equaliser": {"low_shelf_gain_db": 2.0, "low_shelf_cutoff_hz": 90.0, "band0_gain_db": -1.5}, "compressor": {"threshold_db": -20.0, "ratio": 3.0, "attack_ms": 5.0, "makeup_gain_db": 1.0}}}
 
 
-def settings(draw, here):
+def settings(draw, here, base):
     data, how = altered_json(draw, SETTINGS)
     (here / "settings.json").write_bytes(data)
     soundfile.write(here / "song.wav", sound(draw, 3000, 2), RATE)
@@ -349,7 +349,7 @@ def settings(draw, here):
     return Case("settings", how, words, outputs)
 
 
-def recipe(draw, here):
+def recipe(draw, here, base):
     from timbre_palette.recipe import RECIPES, write_recipe
     import yaml
     data, how = altered_json(draw, yaml.safe_load(write_recipe(RECIPES[draw.choice(["graybox", "paper-v2", "style-music", "timbre-flute"])])))
@@ -384,7 +384,7 @@ def outputs_of(words):
     return () if words[0] == "call" else (words[1],) if words[0] == "export" else ("out.wav",)
 
 
-def card(draw, here):
+def card(draw, here, base):
     name, words = copied_weights(draw, here)
     path = here / "model" / "card.json"
     described = json.loads(path.read_text(encoding="utf-8"))
@@ -418,7 +418,7 @@ def joined_tensors(header, rest, more=0):
 SHAPES = ([], [0], [-1], [2 ** 62], [2 ** 31, 2 ** 31], [10 ** 11], [1] * 100, [3, -3], ["x"], None, [1.5])
 
 
-def tensors(draw, here):
+def tensors(draw, here, base):
     name, words = copied_weights(draw, here)
     path = here / "model" / "model.safetensors"
     data = altered_tensors(draw, path.read_bytes())
@@ -494,7 +494,7 @@ def run_of(draw, here, base):
     return Case("training state", f"{name}: {how}", ("train", *TRAIN), ("run",))
 
 
-def kept_results(draw, here):
+def kept_results(draw, here, base):
     kept = Path(__file__).parent.parent / "nbs" / "results" / "data"
     if draw.random() < 0.5:
         source = draw.choice(sorted((kept / "units").glob("*.json")))
@@ -515,11 +515,11 @@ def kept_results(draw, here):
 KINDS = {damaged_sound: 56, strange_sound: 12, strange_place: 8, folder_of_songs: 3, settings: 4, recipe: 3, card: 6, tensors: 6, run_of: 2, kept_results: 0.5}
 
 
-def make_case(seed, number, here, run):
+def make_case(seed, number, here, base):
     "The case of that number; its files are written to the folder `here`."
     draw = random.Random(f"{seed}:{number}")
     kind = draw.choices(list(KINDS), list(KINDS.values()))[0]
-    return kind(draw, here, run) if kind is run_of else kind(draw, here)
+    return kind(draw, here, base)
 
 
 # Running them

@@ -44,7 +44,7 @@ class Sounds:
         self.rng, self.folder = rng, folder
         self.rate = int(rng.choice(RATES))
         frames, channels = int(rng.integers(100, 6000)), int(rng.integers(1, 3))
-        clip = _clip(self.rate)
+        clip = demo_clip(self.rate)
         start = int(rng.integers(clip.shape[1] - frames))
         self.samples = clip[:channels, start:start + frames] * np.float32(rng.uniform(0.1, 2))
         self.x = torch.tensor(self.samples[None])
@@ -55,11 +55,6 @@ class Sounds:
         path = self.folder / f"in{suffix}"
         write_audio(path, self.samples, self.rate)
         return path
-
-
-@lru_cache
-def _clip(rate):
-    return demo_clip(rate)
 
 
 @lru_cache
@@ -118,7 +113,7 @@ CALLS = {"palette": (10, lambda s: palette(s.x, s.rate, s.style, s.rng.random(),
          "loudness": (10, lambda s: measure(s.samples, s.rate)), "levels": (5, lambda s: level_report(s.samples, s.rate)), "limiter": (5, lambda s: limit(s.x, s.rate, -6.0)),
          "resampling": (5, lambda s: resample(s.samples, s.rate, int(s.rng.choice(RATES)))), "read and write": (10, lambda s: read_audio(s.file())), "files": (10, through_files),
          "weights": (3, lambda s: Pretrained.from_pretrained(str(s.rng.choice(["graybox", "blackbox", "timbre-flute"])))), "refused": (5, refused), "threads": (2, in_threads),
-         "match": (1, lambda s: match(_clip(22050)[:, :12000], 22050, s.samples, s.rate, model=_system())), "preset": (1, lambda s: match(_clip(22050)[:, :12000], 22050, preset="warm", model=_system())),
+         "match": (1, lambda s: match(demo_clip(22050)[:, :12000], 22050, s.samples, s.rate, model=_system())), "preset": (1, lambda s: match(demo_clip(22050)[:, :12000], 22050, preset="warm", model=_system())),
          "transfer": (1, lambda s: transfer(_whistle(s.rng.integers(3)), 16000, _instrument()))}
 
 

@@ -1,9 +1,11 @@
 """Shared by all tests: where real music is, and the rule that CI skips nothing."""
+import importlib
 import os
 import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,6 +17,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def script(name):
+    "A script of the project, as a module that other processes find by its name too."
+    place = str(ROOT / "scripts")
+    if place not in sys.path:
+        sys.path.append(place)
+    return importlib.import_module(name)
+
+
+def small_songs(folder, count, frames):
+    "`count` small songs of so many frames at 8 kHz in `folder`, which is returned."
+    from timbre_palette.audio import write_audio
+    from timbre_palette.synth import demo_clip
+    clip = demo_clip(8000)
+    for number in range(count):
+        write_audio(folder / f"song {number}.flac", np.roll(clip, 7000 * number, axis=1)[:, :frames], 8000, "PCM_16")
+    return folder
 
 
 def data_folder():

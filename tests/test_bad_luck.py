@@ -1,20 +1,15 @@
 """A disk that fills up under every command that writes, a song that changes while it is read; kills are in `scripts/kill.py`, and a small part of them here."""
-import importlib.util
 import os
 import signal
-import sys
 
 import numpy as np
 import pytest
 
-from conftest import ROOT
+from conftest import script
 from timbre_palette.audio import BLOCK, PaletteError, open_audio, read_audio, write_audio
 
 resource = pytest.importorskip("resource", reason="files cannot be limited on this system")
-sys.path.insert(0, str(ROOT / "scripts"))
-spec = importlib.util.spec_from_file_location("kill", ROOT / "scripts" / "kill.py")
-kill = sys.modules["kill"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(kill)
+kill = script("kill")
 
 
 @pytest.fixture(scope="module")

@@ -1,27 +1,21 @@
 """Bad files, by the script that makes them, and what it has found."""
-import importlib.util
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from conftest import ROOT, script
 from timbre_palette.audio import PaletteError, read_header
 from timbre_palette.checkpoint import WEIGHTS, Pretrained
 from timbre_palette.cli import main
 
 pytest.importorskip("resource", reason="processes cannot be limited on this system")
-ROOT = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location("fuzz", ROOT / "scripts" / "fuzz.py")
-sys.path.insert(0, str(ROOT / "scripts"))
-fuzz = importlib.util.module_from_spec(spec)
-sys.modules["fuzz"] = fuzz
-spec.loader.exec_module(fuzz)
+fuzz = script("fuzz")
 
 SECONDS = float(os.environ.get("TIMBRE_PALETTE_FUZZ_SECONDS", 20))  # CI asks for more
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot fork here")

@@ -1,5 +1,4 @@
 """What is installed: the wheel and the sdist hold what they must, the lowest versions are those that are tried, and the script of the matrix notices what is wrong."""
-import importlib.util
 import json
 import re
 import shutil
@@ -9,22 +8,19 @@ import sys
 import tarfile
 import zipfile
 from configparser import ConfigParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
+from conftest import ROOT, script
 from timbre_palette.checkpoint import shipped
 from timbre_palette.enhance import MODELS
 
-ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 PACKED = ("settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "constraints.txt", "constraints-oldest.txt", "timbre_palette", "tests")
 
-spec = importlib.util.spec_from_file_location("install_matrix", ROOT / "scripts" / "install_matrix.py")
-matrix = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(matrix)
+matrix = script("install_matrix")
 
 
 def settings():

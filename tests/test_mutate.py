@@ -1,14 +1,13 @@
 """The script that breaks the code on purpose: what it changes, what it leaves alone, and that it can tell what is tested from what is not."""
 import ast
-import importlib.util
+import importlib
 import json
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from conftest import ROOT, script
 
 TOY = '''"""A module of a few lines, with 3 numbers in this text."""
 __all__ = ["double", "unused"]
@@ -41,12 +40,7 @@ def test_double():
 @pytest.fixture(scope="module")
 def mutate():
     "The script, as a module."
-    spec = importlib.util.spec_from_file_location("mutate", ROOT / "scripts" / "mutate.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mutate"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["mutate"]
+    return script("mutate")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from conftest import small_songs
 from timbre_palette.anchors import STAGES, palette, palette_reference, palette_stages
 from timbre_palette.audio import LOUDEST, db_to_gain, peak_db, read_audio, resample, rms_db, write_audio
 from timbre_palette.blend import crossfade, interpolate_styles, parse_style, style_name
@@ -523,11 +524,7 @@ def test_what_is_written_is_read_again(found, tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     "Three small songs."
-    folder = tmp_path_factory.mktemp("songs")
-    clip = demo_clip(8000)
-    for number in range(3):
-        write_audio(folder / f"song {number}.flac", np.roll(clip, 7000 * number, axis=1)[:, :24000], 8000, "PCM_16")
-    return folder
+    return small_songs(tmp_path_factory.mktemp("songs"), 3, 24000)
 
 
 @examples(10)

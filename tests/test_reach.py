@@ -1,13 +1,12 @@
 """How far models hear, the best filters of a length, and that the report's stored figures are what is measured."""
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.signal import lfilter, sosfilt
 
+from conftest import ROOT, script
 from timbre_palette.anchors import STYLES, palette_reference
 from timbre_palette.audio import PaletteError, write_audio
 from timbre_palette.baselines.table import find_baseline
@@ -22,7 +21,6 @@ from timbre_palette.reach import KINDS, Split, ahead_of, apply_filter, best_filt
 from timbre_palette.songs import find_tracks
 from timbre_palette.synth import demo_clip
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "nbs" / "results" / "data"
 
 
@@ -196,9 +194,7 @@ def with_units(command, splits, folder):
 
 def test_the_command_measures(tmp_path, monkeypatch, clip):
     "In little: three songs of a clip, few lengths."
-    spec = importlib.util.spec_from_file_location("measure_reach", ROOT / "scripts" / "measure_reach.py")
-    command = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(command)
+    command = script("measure_reach")
     monkeypatch.setattr(command, "FOLDER", tmp_path / "data")
     monkeypatch.setattr(command, "LENGTHS", (1, 15))
     (tmp_path / "songs").mkdir()

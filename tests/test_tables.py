@@ -1,14 +1,13 @@
 """The paper's tables: every number of the paper is there, ours are what the units measured, and a run can be stopped."""
-import importlib.util
 import json
 import subprocess
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from conftest import script
 from timbre_palette import experiments as ex
 from timbre_palette import tables as tb
 from timbre_palette.anchors import STYLES
@@ -167,10 +166,7 @@ def test_a_network_that_cannot_be_trained_is_left_out(tmp_path, tiny, monkeypatc
 @pytest.fixture(scope="module")
 def keeper():
     "scripts/keep_tables.py as a module."
-    spec = importlib.util.spec_from_file_location("keep_tables", Path(__file__).resolve().parent.parent / "scripts" / "keep_tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("keep_tables")
 
 
 def test_units_survive_without_their_weights(tmp_path, tiny, keeper, monkeypatch):

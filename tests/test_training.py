@@ -17,7 +17,7 @@ import torch
 
 from safetensors.torch import load_file
 
-from conftest import ROOT
+from conftest import ROOT, small_songs
 from timbre_palette.audio import PaletteError, write_audio
 from timbre_palette.checkpoint import WEIGHTS, Pretrained, shipped
 from timbre_palette.cli import main
@@ -38,11 +38,7 @@ STEPS = {"graybox": 300, "waveunet": 600}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     "Six small songs."
-    folder = tmp_path_factory.mktemp("songs")
-    clip = demo_clip(8000)
-    for number in range(6):
-        write_audio(folder / f"song {number}.flac", np.roll(clip, 7000 * number, axis=1)[:, :30000], 8000, "PCM_16")
-    return folder
+    return small_songs(tmp_path_factory.mktemp("songs"), 6, 30000)
 
 
 def weights(folder):
