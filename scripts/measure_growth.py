@@ -7,6 +7,7 @@ Ends with 1 if either grows: files beyond those after the first tenth, memory by
 import argparse
 import ctypes
 import gc
+import json
 import os
 import platform
 import sys
@@ -145,6 +146,7 @@ def main():
     parser.add_argument("--every", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--allowed-mb", type=float, default=30.0)
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE.json", help="what was read")
     options = parser.parse_args()
     torch.set_num_threads(1)  # short calls
     names, weights = list(CALLS), np.array([weight for weight, _ in CALLS.values()], float)
@@ -173,6 +175,9 @@ def main():
     problems += [f"{what} rose from {warm[k]} to {readings[-1][k]}" for k, what in ((2, "open files"), (3, "threads")) if readings[-1][k] > warm[k]]
     if left:
         problems.append(f"temporary files are left: {', '.join(left)}")
+    if options.out:
+        rows = [dict(zip(("calls", "memory (MB)", "open files", "threads"), (done, round(megabytes, 1), files, threads))) for done, megabytes, files, threads in readings]
+        options.out.write_text(json.dumps({"seed": options.seed, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     print("; ".join(problems) or f"nothing grew: {grown:+.1f} MB in {readings[-1][0] - warm[0]} calls, {readings[-1][2]} open files")
     sys.exit(bool(problems))
 
